@@ -16,7 +16,8 @@ trace to TFLite and ONNX, and run on NumPy as the oracle of every test.
     S_t = cos(rho_t) T(delta_t, chi_t) S_{t-1} + sin(rho_t) key_t (x) value_t
     read_t = key-wise product of query_t with S_t: a real and an imaginary part
 
-Shape letters: B batch, L tokens, D width, H heads, K key width, V value width, C chunk, N chunks.
+Shape letters: B batch, L tokens, D width, H heads, K key width, V value width, W = 2V, C chunk,
+N chunks.
 A complex array is its real part and its imaginary part side by side on the last axis.
 """
 
@@ -84,7 +85,7 @@ def hamiltonian_encoder(
     taps = kernel.shape[0] // (3 * heads)
     length = window.shape[1] - taps + 1
     products = linear(xp, window, kernel)  # (B, L+k-1, k*3H)
-    raw = sum(
+    raw: Array = sum(
         products[:, tap : tap + length, tap * 3 * heads : (tap + 1) * 3 * heads]
         for tap in range(taps)
     )  # (B, L, 3H)
@@ -104,8 +105,8 @@ def step_form(
     delta: Float[Array, "B H 1"],
     chi: Float[Array, "B H 1"],
     radius: Float[Array, "B H 1"],
-    memory: Float[Array, "B H K 2V"],
-) -> tuple[Float[Array, "B H 1 2V"], Float[Array, "B H K 2V"]]:
+    memory: Float[Array, "B H K W"],
+) -> tuple[Float[Array, "B H 1 W"], Float[Array, "B H K W"]]:
     """One token through the beam splitter, as the equation at the top states it."""
     real, imaginary = (xp.expand_dims(part, axis=-1) for part in poincare(xp, delta, chi))
     radius = xp.expand_dims(radius, axis=-1)  # (B, H, 1, 1)
@@ -131,9 +132,9 @@ def chunked_form(
     delta: Float[Array, "B H L"],
     chi: Float[Array, "B H L"],
     radius: Float[Array, "B H L"],
-    memory: Float[Array, "B H K 2V"],
+    memory: Float[Array, "B H K W"],
     chunk: int,
-) -> tuple[Float[Array, "B H L 2V"], Float[Array, "B H K 2V"]]:
+) -> tuple[Float[Array, "B H L W"], Float[Array, "B H K W"]]:
     """The same function for L tokens at once: matrix products inside a chunk, a scan over chunks.
 
     The scan runs in the frame that turns with the state, R_t = exp(-i Phi_t) S_t with Phi the
@@ -145,8 +146,8 @@ def chunked_form(
     if whole < length:  # the tail that does not fill a chunk
         first = [x[:, :, :whole, ...] for x in (query, key, value, delta, chi, radius)]
         last = [x[:, :, whole:, ...] for x in (query, key, value, delta, chi, radius)]
-        read, memory = chunked_form(xp, *first, memory, chunk)
-        tail, memory = chunked_form(xp, *last, memory, chunk)
+        read, memory = chunked_form(xp, *first, memory=memory, chunk=chunk)
+        tail, memory = chunked_form(xp, *last, memory=memory, chunk=chunk)
         return xp.concat([read, tail], axis=2), memory
 
     real, imaginary = poincare(xp, delta, chi)
@@ -163,8 +164,8 @@ def chunked_form(
     query, key, turned = split(query), split(key), split(turned)
     log_decay = split(xp.expand_dims(log_decay, axis=-1))  # (B, H, N, C, 1)
     since_start = xp.cumulative_sum(log_decay, axis=-2)
-    future = xp.asarray(np.triu(np.full((chunk, chunk), -1e9, np.float32), 1))
-    decay = xp.exp(since_start - xp.matrix_transpose(since_start) + future)  # (B, H, N, C, C)
+    between = since_start - xp.matrix_transpose(since_start)  # (B, H, N, C, C)
+    decay = xp.tril(xp.exp(xp.clip(between, None, 0)))  # the future, above 0, could overflow
     within = (query @ xp.matrix_transpose(key) * decay) @ turned  # (B, H, N, C, 2V)
 
     end = since_start[..., -1:, :]  # (B, H, N, 1, 1)
@@ -210,9 +211,9 @@ def implicit_attention(
     weights: Weights,
     name: str,
     x: Float[Array, "B L D"],
-    memory: Float[Array, "B H K 2V"],
+    memory: Float[Array, "B H K W"],
     history: Float[Array, "B reach D"],
-) -> tuple[Float[Array, "B L D"], Float[Array, "B H K 2V"], Float[Array, "B reach D"]]:
+) -> tuple[Float[Array, "B L D"], Float[Array, "B H K W"], Float[Array, "B reach D"]]:
     """The topological mixer. `x` is normalised. One token takes the step form."""
     (batch, length, _), heads = x.shape, spec.heads
     taps, short = spec.compression, weights[f"{name}.short"]
@@ -230,9 +231,9 @@ def implicit_attention(
     query, key = part(0, keys), part(heads * keys, keys)
     value, gate = part(2 * heads * keys, values), projected[..., -2 * heads * values :]
     if length == 1:
-        read, memory = step_form(xp, query, key, value, *angles, memory)
+        read, memory = step_form(xp, query, key, value, *angles, memory=memory)
     else:
-        read, memory = chunked_form(xp, query, key, value, *angles, memory, spec.chunk)
+        read, memory = chunked_form(xp, query, key, value, *angles, memory=memory, chunk=spec.chunk)
     read = xp.permute_dims(rms_norm(xp, read), (0, 2, 1, 3))  # (B, L, H, 2V)
     read = xp.reshape(read, (batch, length, 2 * heads * values)) * gate * sigmoid(xp, gate)
     return linear(xp, read, weights[f"{name}.out"]), memory, window[:, length:]

@@ -33,9 +33,9 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, wanted = getattr(self, f.name), str if f.name == "mixer" else int
-            if type(value) is not wanted or (wanted is int and value < 1):
-                raise SpecError(f"spec: {f.name} is {value!r}, wanted a positive {wanted.__name__}")
+            value = getattr(self, f.name)
+            if f.name != "mixer" and (type(value) is not int or value < 1):
+                raise SpecError(f"spec: {f.name} is {value!r}, wanted a positive int")
         if self.mixer not in MIXERS:
             raise SpecError(f"spec: mixer is {self.mixer!r}, wanted one of {', '.join(MIXERS)}")
 
@@ -146,14 +146,15 @@ def state_shapes(spec: ModelSpec, batch: int = 1) -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(spec: ModelSpec, found: dict[str, Any], source: str) -> None:
-    """Raises SpecError unless `found` (name to an array) has exactly the table's names and shapes."""
+    """Raises SpecError unless `found`, name to array, has just the table's names and shapes."""
     table = weights(spec)
     missing, extra = table.keys() - found.keys(), found.keys() - table.keys()
     if missing or extra:
         names = [f"missing {n}" for n in sorted(missing)] + [f"unknown {n}" for n in sorted(extra)]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise SpecError(
-            f"{source}: {len(found)} weights, spec wants {len(table)} ({', '.join(names[:3])}{more})"
+            f"{source}: {len(found)} weights, spec wants {len(table)} "
+            f"({', '.join(names[:3])}{more})"
         )
     for name, weight in table.items():
         if tuple(found[name].shape) != weight.shape:

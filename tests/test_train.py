@@ -1,0 +1,229 @@
+"""Training as users run it: it learns, survives kill -9 without a trace, and stops on NaN."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsm.training import engine_jax, engine_torch, model, optimizer
+from tsm.training.checkpoint import load_model, read_arrays, save_model, write_arrays
+from tsm.training.spec import PRESETS, SpecError
+
+ROOT = Path(__file__).parent.parent
+SPEC = PRESETS["tiny"]
+SETTINGS = {"step": 0, "muon_rate": 0.02, "adam_rate": 0.003, "weight_decay": 0.1, "clip": 1.0}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A text with something to learn: sentences of a small grammar."""
+    random = np.random.default_rng(0)
+    words = ["the king", "a fool", "my lord", "speaks", "weeps", "laughs", "and", "but"]
+    text = " ".join(words[i] for i in random.integers(0, len(words), 6000))
+    path = tmp_path_factory.mktemp("data") / "corpus.txt"
+    path.write_text(text)
+    return path
+
+
+def command(corpus: Path, out: Path, engine: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, str(ROOT / "training" / "train.py"), "--data", str(corpus)),
+        *("--preset", "tiny", "--engine", engine, "--out", str(out), "--steps", "24"),
+        *("--window", "64", "--batch", "4", "--warmup-steps", "4", "--eval-windows", "4"),
+        *("--eval-every", "8", "--checkpoint-every", "4", *more),
+    ]
+
+
+def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+def noisy_weights() -> dict[str, np.ndarray]:
+    """Of a model in which no matrix is zero, so that every part has a gradient."""
+    random = np.random.default_rng(1)
+    return {
+        n: v + np.float32(0.05) * random.standard_normal(v.shape, np.float32)
+        for n, v in model.initialise(SPEC, 0).items()
+    }
+
+
+def metrics(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize("engine", ["torch", "jax"])
+def test_kill_9_leaves_no_trace(tmp_path, corpus, engine):
+    whole = finish(command(corpus, tmp_path / "whole", engine))
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "killed"
+    for lines in (7, 19):  # steps 7 and 17: between checkpoints
+        process = subprocess.Popen(
+            command(corpus, out, engine), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        path = out / "metrics.jsonl"
+        while process.poll() is None and not (
+            path.exists() and path.read_text().count("\n") >= lines
+        ):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    last = finish(command(corpus, out, engine))
+    assert last.returncode == 0, last.stderr
+    assert metrics(out) == metrics(tmp_path / "whole")  # losses and norms, bit for bit
+    found, wanted = (load_model(d / "model.safetensors")[1] for d in (out, tmp_path / "whole"))
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+    losses = [line["loss"] for line in metrics(out) if line["kind"] == "train"]
+    assert len(losses) == 24 and np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.5  # it learns
+    changed = finish(command(corpus, out, engine, "--dropout", "0.3"))
+    assert changed.returncode == 2
+    assert "was started with dropout 0.1, now 0.3" in changed.stderr
+    assert "Traceback" not in changed.stderr
+
+
+def test_ctrl_c_keeps_the_run(tmp_path, corpus):
+    arguments = command(corpus, tmp_path, "torch", "--steps", "100000")
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "checkpoint.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    second = finish(arguments)
+    assert second.returncode == 2 and "another training is writing there" in second.stderr
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "the same command goes on" in errors and "Traceback" not in errors
+    step = int(read_arrays(tmp_path / "checkpoint.safetensors")[1]["step"])
+    assert step == max(line["step"] for line in metrics(tmp_path))  # saved where it stopped
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
+    arguments = command(corpus, tmp_path, "torch", "--adam-rate", "1e30", "--warmup-steps", "0")
+    subprocess.run(command(corpus, tmp_path / "good", "torch"), capture_output=True, check=True)
+    run = finish(arguments)
+    assert run.returncode == 1
+    assert "stopped; the last good checkpoint stays" in " ".join(run.stderr.split())
+    assert not (tmp_path / "checkpoint.safetensors").exists()  # never a bad one
+
+    # A run that goes bad later keeps the file it had.
+    out = tmp_path / "good"
+    before = (out / "checkpoint.safetensors").read_bytes()
+    arrays, metadata = read_arrays(out / "checkpoint.safetensors")
+    arrays["weights/head"][0, 0] = np.nan
+    write_arrays(out / "checkpoint.safetensors", arrays, metadata)
+    poisoned = (out / "checkpoint.safetensors").read_bytes()
+    run = finish(command(corpus, out, "torch", "--steps", "40"))
+    assert run.returncode == 1
+    assert (out / "checkpoint.safetensors").read_bytes() == poisoned != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "/nowhere"], "/nowhere: no such file"),
+        (["--batch", "0"], "--batch 0: wanted at least 1"),
+        (["--dropout", "1"], "--dropout 1.0: wanted in [0, 1)"),
+        (["--muon-rate", "nan"], "--muon-rate nan: wanted 0 or more"),
+        (["--window", "1000000"], "wanted at least 10000010"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, corpus, arguments, message):
+    run = finish(command(corpus, tmp_path / "run", "torch", *arguments))
+    assert run.returncode == 2
+    assert message in run.stderr and run.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_both_engines_make_the_same_step():
+    values = noisy_weights()
+    tokens = np.random.default_rng(2).integers(0, 256, (3, 65))
+    settings = {**SETTINGS, "step": 3}
+    results = []
+    for library in (engine_torch, engine_jax):
+        engine = library.Engine(SPEC, 0.0, bf16=False, compiled=False)
+        weights, average = engine.load(values), engine.load(values)
+        state = engine.optimizer_state(weights)
+        weights, state, average, loss, norm = engine.step(
+            weights, state, average, tokens, 0, settings, 0.5
+        )
+        results.append((engine.save(weights), engine.save(average), loss, norm))
+    (one, one_average, loss, norm), (other, other_average, other_loss, other_norm) = results
+    assert loss == pytest.approx(other_loss, rel=1e-5)
+    assert norm == pytest.approx(other_norm, rel=1e-4)
+    for name in one:  # a step of AdamW is about its rate, of Muon about its own
+        assert np.abs(one[name] - values[name]).max() > 1e-3
+        assert np.abs(one[name] - other[name]).max() < 2e-4, name
+        assert np.abs(one_average[name] - (one[name] + values[name]) / 2).max() < 1e-6
+        assert np.abs(one_average[name] - other_average[name]).max() < 2e-4
+
+
+@pytest.mark.parametrize("shape", [(48, 200), (200, 48)])
+def test_muon_evens_out_singular_values(shape):
+    matrix = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    found = np.asarray(optimizer.orthogonalise(jnp, jnp.asarray(matrix)))
+    left, _, right = np.linalg.svd(matrix, full_matrices=False)
+    singular = np.linalg.svd(found, compute_uv=False)
+    assert singular.min() > 0.6 and singular.max() < 1.3
+    assert np.sum(found * (left @ right)) / np.linalg.norm(found) / np.linalg.norm(left) > 0.97
+
+
+def test_dropout_and_averaging_are_deterministic_and_active():
+    tokens = np.random.default_rng(2).integers(0, 256, (3, 65))
+    settings = {**SETTINGS, "muon_rate": 0.0, "adam_rate": 0.0}
+    values = noisy_weights()
+    for library in (engine_torch, engine_jax):
+
+        def loss(seed, dropout, library=library):
+            engine = library.Engine(SPEC, dropout, bf16=False, compiled=False)
+            weights = engine.load(values)
+            state, average = engine.optimizer_state(weights), engine.load(values)
+            return engine.step(weights, state, average, tokens, seed, settings, 0.9)[3]
+
+        assert loss(0, 0.5) == loss(0, 0.5)
+        assert len({loss(0, 0.5), loss(1, 0.5), loss(0, 0.0)}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_model_file_survives(tmp_path, dtype):
+    values = model.initialise(SPEC, 0)
+    save_model(tmp_path / "m.safetensors", SPEC, values, dtype, {"hours": 1})
+    assert json.loads((tmp_path / "m.json").read_text()) == {"hours": 1}
+    save_model(tmp_path / "again.safetensors", SPEC, values, dtype)
+    same = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("m", "again")]
+    assert same[0] == same[1]
+    spec, found = load_model(tmp_path / "m.safetensors")
+    assert spec == SPEC
+    for name, value in values.items():
+        assert np.allclose(found[name], value, rtol=0 if dtype == "F32" else 2**-8)
+    size = (tmp_path / "m.safetensors").stat().st_size
+    wanted = sum(v.size for v in values.values()) * (4 if dtype == "F32" else 2)
+    assert wanted < size < wanted + 8192
+
+
+def test_unusable_model_files(tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(SpecError, match="no such file"):
+        load_model(path)
+    with pytest.raises(SpecError, match="a directory"):
+        load_model(tmp_path)
+    values = model.initialise(SPEC, 0)
+    save_model(path, SPEC, values)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(SpecError, match="not a readable safetensors file"):
+        load_model(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(SpecError, match="not a readable safetensors file"):
+        load_model(path)
+    with pytest.raises(SpecError, match="not finite"):
+        save_model(path, SPEC, {**values, "head": values["head"] * np.nan})
+        load_model(path)

@@ -1,0 +1,107 @@
+"""Files of weights: `model.safetensors` (what exporters read) and a run's `checkpoint.safetensors`.
+
+Both are safetensors, no pickle; both are written beside their place and renamed into it, so that
+a reader, or a run killed at any moment, finds the old file or the new one and never half of one.
+
+    python training/checkpoint.py runs/mine/model.safetensors mine.safetensors   # in bf16: half
+
+The record of how the weights were made, a .json beside the file, goes along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tsm.training.spec import ModelSpec, SpecError, check_weights
+
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, beside, metadata)
+    with open(beside, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Every array of a safetensors file and its metadata; one line of SpecError if it is none."""
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "no such file"
+        raise SpecError(f"{path}: {found}, wanted a safetensors file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise SpecError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def save_model(
+    path: Path,
+    spec: ModelSpec,
+    weights: dict[str, np.ndarray],
+    dtype: str = "F32",
+    record: dict[str, Any] | None = None,
+) -> None:
+    """`model.safetensors`: fp32 or bf16 weights and their spec. How they were made stands beside
+    it, in `model.json`: the same weights give the same bytes, whatever their history."""
+    check_weights(spec, weights, str(path))
+    arrays = {n: w.astype(DTYPES[dtype]) for n, w in weights.items()}
+    write_arrays(path, arrays, {"spec": spec.to_json()})
+    if record is not None:
+        beside = path.with_suffix(".json.partial")
+        beside.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(beside, path.with_suffix(".json"))
+
+
+def load_model(path: str | Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """(spec, fp32 weights) of a `model.safetensors` in fp32 or bf16. Raises SpecError."""
+    path = Path(path)
+    arrays, metadata = read_arrays(path)
+    if "spec" not in metadata:
+        raise SpecError(f"{path}: no spec in its metadata, wanted a file written by training")
+    try:
+        spec = ModelSpec.from_json(metadata["spec"])
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
+    check_weights(spec, arrays, str(path))
+    for name, array in arrays.items():
+        if array.dtype not in DTYPES.values():
+            raise SpecError(f"{path}: {name} is {array.dtype}, wanted float32 or bfloat16")
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise SpecError(f"{path}: {name} has values that are not finite")
+    return spec, {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="checkpoint", description="A model file, rewritten.")
+    parser.add_argument("model", type=Path, help="a model.safetensors")
+    parser.add_argument("out", type=Path, help="the file to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="BF16", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    try:
+        spec, weights = load_model(arguments.model)
+        beside = arguments.model.with_suffix(".json")
+        record = json.loads(beside.read_text()) if beside.is_file() else None
+        save_model(arguments.out, spec, weights, arguments.dtype, record)
+    except (OSError, ValueError) as error:
+        print(f"checkpoint: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Training steps in JAX. `arrays in, arrays out`: the loop in train.py knows no library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tsm.training import model, optimizer
+from tsm.training.spec import ModelSpec
+
+
+def bf16_is_fast() -> bool:
+    return jax.default_backend() != "cpu"  # XLA's CPU code does not use the bf16 units
+
+
+class Engine:
+    def __init__(self, spec: ModelSpec, dropout: float, bf16: bool, compiled: bool) -> None:
+        self.spec, self.dropout = spec, dropout
+        self.dtype = jnp.bfloat16 if bf16 else jnp.float32
+        # Always compiled, whatever `compiled` says: op by op JAX is of no use in training.
+        self._step = jax.jit(self._plain_step, donate_argnums=(0, 1, 2))
+        self._losses = jax.jit(self._plain_losses)
+
+    def load(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {n: jnp.array(a) for n, a in arrays.items()}
+
+    def save(self, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {n: np.array(a) for n, a in arrays.items()}
+
+    def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:
+        return optimizer.initial_state(jnp, self.spec, values)
+
+    def _logits(self, values: dict[str, Any], tokens: Any, key: Any) -> Any:
+        state = model.initial_state(jnp, self.spec, tokens.shape[0])
+        return model.forward(jnp, self.spec, values, tokens, state, self._drop(key))[0]
+
+    def _drop(self, key: Any) -> Any:
+        if key is None or not self.dropout:
+            return lambda x: x
+        keys = iter(jax.random.split(key, 1 + 2 * self.spec.layers))
+
+        def drop(x: Any) -> Any:
+            kept = jax.random.bernoulli(next(keys), 1 - self.dropout, x.shape)
+            return jnp.where(kept, x / (1 - self.dropout), 0)
+
+        return drop
+
+    def _plain_step(
+        self,
+        values: dict[str, Any],
+        state: dict[str, Any],
+        average: dict[str, Any],
+        tokens: Any,
+        seed: Any,
+        settings: dict[str, Any],
+        average_decay: Any,
+    ) -> tuple[Any, ...]:
+        def mean_loss(values: dict[str, Any]) -> Any:
+            cast = {n: v.astype(self.dtype) for n, v in values.items()}
+            logits = self._logits(cast, tokens[:, :-1], jax.random.PRNGKey(seed))
+            return model.loss(jnp, logits.astype(jnp.float32), tokens[:, 1:]).mean()
+
+        loss, gradients = jax.value_and_grad(mean_loss)(values)
+        values, state, norm = optimizer.update(jnp, self.spec, values, gradients, state, **settings)
+        average = {n: a + (1 - average_decay) * (values[n] - a) for n, a in average.items()}
+        return values, state, average, loss, norm
+
+    def step(self, values: Any, state: Any, average: Any, tokens: Any, *rest: Any) -> Any:
+        """As engine_torch.Engine.step; the arrays passed in are given up."""
+        *made, loss, norm = self._step(values, state, average, jnp.asarray(tokens), *rest)
+        return *made, float(loss), float(norm)
+
+    def _plain_losses(self, values: dict[str, Any], tokens: Any) -> Any:
+        return model.loss(jnp, self._logits(values, tokens[:, :-1], None), tokens[:, 1:])
+
+    def losses(self, values: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
+        """Nats of each target of windows (rows, L+1): (rows, L)."""
+        return np.asarray(self._losses(values, jnp.asarray(tokens)))

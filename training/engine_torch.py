@@ -1,0 +1,95 @@
+"""Training steps in PyTorch. `arrays in, arrays out`: the loop in train.py knows no library."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+
+from tsm.training import model, optimizer
+from tsm.training.spec import ModelSpec
+
+
+def _keep_pages() -> None:
+    """Makes glibc keep freed memory: faulting in fresh pages was half of a step (measured)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_top_pad, 2**28)
+
+
+def bf16_is_fast() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu.get_capabilities().get("amx_tile", False)
+
+
+class Engine:
+    def __init__(self, spec: ModelSpec, dropout: float, bf16: bool, compiled: bool) -> None:
+        _keep_pages()
+        self.spec, self.dropout = spec, dropout
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.use_deterministic_algorithms(True, warn_only=self.device == "cuda")
+        self.cast = torch.autocast(self.device, torch.bfloat16, enabled=bf16)
+        self.loss = torch.compile(self._loss) if compiled else self._loss
+        # Its tracer warns of array-api-compat's cached look-ups, which are pure.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools")
+
+    def load(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {n: torch.tensor(a, device=self.device) for n, a in arrays.items()}
+
+    def save(self, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {n: a.detach().cpu().numpy() for n, a in arrays.items()}
+
+    def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:
+        return optimizer.initial_state(xp, self.spec, values)
+
+    def _logits(self, values: dict[str, Any], tokens: Any, dropout: float) -> Any:
+        state = model.initial_state(xp, self.spec, tokens.shape[0])
+        state = {name: part.to(self.device) for name, part in state.items()}
+        drop = lambda x: torch.nn.functional.dropout(x, dropout)  # noqa: E731
+        return model.forward(xp, self.spec, values, tokens, state, drop if dropout else _same)[0]
+
+    def _loss(self, values: dict[str, Any], tokens: Any) -> Any:
+        with self.cast:
+            logits = self._logits(values, tokens[:, :-1], self.dropout)
+        return model.loss(xp, logits.float(), tokens[:, 1:]).mean()
+
+    def step(
+        self,
+        values: dict[str, Any],
+        state: dict[str, Any],
+        average: dict[str, Any],
+        tokens: np.ndarray,
+        seed: int,
+        settings: dict[str, float],
+        average_decay: float,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], float, float]:
+        """One update; (weights, optimizer state, averaged weights, loss, gradient norm)."""
+        torch.manual_seed(seed)
+        for value in values.values():
+            value.requires_grad_()
+        loss = self.loss(values, torch.as_tensor(tokens, device=self.device))
+        gradients = torch.autograd.grad(loss, list(values.values()))
+        with torch.no_grad():
+            named = dict(zip(values, gradients, strict=True))
+            values, state, norm = optimizer.update(xp, self.spec, values, named, state, **settings)
+            average = {n: a.lerp(values[n], 1 - average_decay) for n, a in average.items()}
+        return values, state, average, loss.item(), norm.item()
+
+    @torch.no_grad()
+    def losses(self, values: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
+        """Nats of each target of windows (rows, L+1): (rows, L)."""
+        inputs = torch.as_tensor(tokens, device=self.device)
+        logits = self._logits(values, inputs[:, :-1], 0.0)
+        return model.loss(xp, logits, inputs[:, 1:]).cpu().numpy()
+
+
+def _same(x: Any) -> Any:
+    return x

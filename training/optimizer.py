@@ -1,0 +1,90 @@
+"""Muon for the hidden matrices, AdamW for the rest: one pure update over any array library.
+
+Muon: Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks".
+AdamW: Loshchilov and Hutter, 2019, arXiv 1711.05101.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tsm.training.spec import ModelSpec, weights
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Muon's quintic: steep at 0, within 0.7..1.2 after 5
+NEWTON_SCHULZ_ROUNDS = 5
+MUON_MOMENTUM = 0.95
+ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.99, 1e-8
+
+Arrays = dict[str, Any]
+
+
+def initial_state(xp: Any, spec: ModelSpec, values: Arrays) -> Arrays:
+    """Zero moments: `first.NAME` for every weight, `second.NAME` for those of AdamW."""
+    state = {f"first.{name}": xp.zeros_like(value) for name, value in values.items()}
+    return state | {
+        f"second.{name}": xp.zeros_like(values[name])
+        for name, weight in weights(spec).items()
+        if not weight.muon
+    }
+
+
+def orthogonalise(xp: Any, matrix: Any) -> Any:
+    """The nearest (semi-)orthogonal matrix, roughly: U V^T of matrix = U S V^T.
+
+    Newton-Schulz on the small Gram matrix, applied to the wide one once: the same polynomial as
+    Muon's five products with the wide matrix at 60% of its operations.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide = xp.matrix_transpose(matrix) if tall else matrix
+    wide = wide / (xp.sqrt(xp.sum(wide * wide)) + 1e-7)
+    gram = wide @ xp.matrix_transpose(wide)
+    identity = xp.eye(gram.shape[0], dtype=gram.dtype)
+    a, b, c = NEWTON_SCHULZ
+    total = identity
+    for _ in range(NEWTON_SCHULZ_ROUNDS):
+        polynomial = a * identity + b * gram + c * (gram @ gram)
+        total = polynomial @ total
+        gram = polynomial @ gram @ polynomial
+    wide = total @ wide
+    return xp.matrix_transpose(wide) if tall else wide
+
+
+def update(
+    xp: Any,
+    spec: ModelSpec,
+    values: Arrays,
+    gradients: Arrays,
+    state: Arrays,
+    step: Any,
+    muon_rate: Any,
+    adam_rate: Any,
+    weight_decay: float,
+    clip: float,
+) -> tuple[Arrays, Arrays, Any]:
+    """(weights, state, gradient norm before clipping) after update number `step`, from 0.
+
+    muon_rate: change per step of a matrix's singular values; adam_rate: of a single weight.
+    weight_decay is per unit of rate, on matrices only. clip: bound on the global gradient norm.
+    """
+    norm = xp.sqrt(sum(xp.sum(g * g) for g in gradients.values()))
+    scale = clip / xp.where(norm > clip, norm, xp.ones_like(norm) * clip)
+    made, moments = {}, {}
+    for name, weight in weights(spec).items():
+        value, gradient = values[name], gradients[name] * scale
+        first = state[f"first.{name}"]
+        if weight.muon:
+            first = MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * gradient
+            nesterov = MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * gradient
+            direction = orthogonalise(xp, nesterov)
+            direction = direction * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+            value = value * (1 - muon_rate * weight_decay) - muon_rate * direction
+        else:
+            second = state[f"second.{name}"]
+            first = ADAM_BETA1 * first + (1 - ADAM_BETA1) * gradient
+            second = ADAM_BETA2 * second + (1 - ADAM_BETA2) * gradient * gradient
+            moments[f"second.{name}"] = second
+            direction = first / (1 - ADAM_BETA1 ** (step + 1))
+            spread = xp.sqrt(second / (1 - ADAM_BETA2 ** (step + 1)))
+            value = value - adam_rate * direction / (spread + ADAM_EPSILON)
+        made[name], moments[f"first.{name}"] = value, first
+    return made, moments, norm
