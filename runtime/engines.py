@@ -1,0 +1,319 @@
+"""Engines: one way to call a verified artifact, whichever interpreter computes it.
+
+    engine = open_engine(open_artifact("shakespeare-int8.tflite"))
+    logits = engine.feed(b"ROMEO:")  # 256 floats: the byte after the last one
+
+A .tflite runs on LiteRT's C library through ctypes, without NumPy: 34 MiB of peak memory where
+LiteRT's own Python interpreter takes 52. That interpreter is the fallback, where the C library
+is another version or missing. A .onnx runs on onnxruntime. All run on one thread: a second did
+not help at this size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import math
+import os
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tsm.runtime.artifact import Artifact
+
+VOCABULARY = 256  # tokens are bytes
+STATE = ("memory", "history")
+_FLOAT_BYTES = 4
+
+# The C library's calls have changed between minor versions (2.2 loads a model without its
+# environment), and a wrong call is a crash, not an error: only what was tried is called.
+_LITERT_VERSIONS = ("2.3.",)
+_LITERT_NAMES = ("libLiteRt.so", "libLiteRt.dylib", "libLiteRt.dll")
+_LITERT_OPTIONS = b'kernel_mode = "builtin"\nnum_threads = 1\n'
+_LITERT_CPU = 1
+# Environment options as (tag, type, value): register CPU kernels only (24), so that no GPU
+# library is searched for, and log errors only (25). Type 2 is an integer.
+_LITERT_ENVIRONMENT = (24, 2, _LITERT_CPU, 25, 2, 3)
+_ALIGNMENT_BYTES = 64  # what LiteRT wants of memory that it did not allocate itself
+
+
+class EngineError(RuntimeError):
+    """A model that no interpreter here can run: found and wanted, in one line."""
+
+
+class Engine(ABC):
+    """A model and the state of one stream of text."""
+
+    any_length = False  # else only whole blocks and single bytes can be run
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.block_tokens = artifact.prefill_tokens
+
+    def feed(self, data: bytes) -> array[float]:
+        """Reads `data`, one byte or more, and returns the logits of the byte after it."""
+        rows = array("f")
+        for piece in self._pieces(data):
+            rows = self._run(piece)
+        return rows[-VOCABULARY:]
+
+    def logits_of(self, data: bytes) -> array[float]:
+        """Reads `data` and returns the logits after each of its bytes, row after row."""
+        rows = array("f")
+        for piece in self._pieces(data):
+            rows.extend(self._run(piece))
+        return rows
+
+    def reset(self) -> None:
+        """Forgets everything read: the state of a fresh stream."""
+        shapes = self.artifact.state
+        self.set_state({n: bytes(math.prod(shapes[n]) * _FLOAT_BYTES) for n in STATE})
+
+    @abstractmethod
+    def get_state(self) -> dict[str, bytes]:
+        """All that the model remembers, fp32 by name; its size does not grow with the text."""
+
+    def set_state(self, state: dict[str, bytes]) -> None:
+        """Continues from what `get_state` returned, exactly."""
+        wanted = {n: math.prod(self.artifact.state[n]) * _FLOAT_BYTES for n in STATE}
+        found = {n: len(value) for n, value in state.items()}
+        if found != wanted:
+            raise EngineError(f"state: bytes {found}, wanted {wanted}")
+        self._write_state(state)
+
+    @abstractmethod
+    def _write_state(self, state: dict[str, bytes]) -> None:
+        """Takes over a state of the right names and sizes."""
+
+    @abstractmethod
+    def _run(self, tokens: bytes) -> array[float]:
+        """Logits after each token of one block or one byte; moves the state on."""
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        if not data:
+            raise EngineError("feed: no bytes, wanted at least one")
+        whole = len(data) // self.block_tokens * self.block_tokens
+        for start in range(0, whole, self.block_tokens):
+            yield data[start : start + self.block_tokens]
+        if self.any_length and data[whole:]:
+            yield data[whole:]
+        else:
+            yield from (data[i : i + 1] for i in range(whole, len(data)))
+
+
+class LiteRtEngine(Engine):
+    """LiteRT's C library through ctypes."""
+
+    def __init__(self, artifact: Artifact, library: Path) -> None:
+        super().__init__(artifact)
+        self._library = ctypes.CDLL(str(library))
+        model = self._compile()
+        self._state = 0  # which of two buffers is the input; the other takes the output
+        self._memory: dict[tuple[str, int], Any] = {}  # (name, which) -> ctypes array
+        buffers: dict[tuple[str, int], Any] = {}
+        self._entries = {}  # tokens -> per value of _state: LiteRtRunCompiledModel's arguments
+        for key, tokens in ((b"decode", 1), (b"prefill", self.block_tokens)):
+            index, signature, inputs, outputs = self._signature(model, key)
+            for name in STATE:  # the same memory serves both signatures
+                for which in (0, 1):
+                    if (name, which) not in buffers:
+                        tensor = self._tensor("Input", signature, name)
+                        buffers[name, which] = self._buffer(tensor, (name, which))
+            own = {}
+            for name, side in (("tokens", "Input"), ("logits", "Output")):
+                own[name] = self._buffer(self._tensor(side, signature, name), (name, tokens))
+            runs = []
+            for which in (0, 1):
+                handles = dict(own)
+                for name in STATE:
+                    handles[name] = buffers[name, which]
+                    handles[f"next_{name}"] = buffers[name, 1 - which]
+                arguments: list[Any] = [ctypes.c_size_t(index)]
+                for names in (inputs, outputs):
+                    row = (ctypes.c_void_p * len(names))(*(handles[n] for n in names))
+                    arguments += [ctypes.c_size_t(len(names)), row]
+                runs.append(arguments)
+            self._entries[tokens] = runs
+        self.reset()
+
+    def get_state(self) -> dict[str, bytes]:
+        return {name: bytes(self._memory[name, self._state]) for name in STATE}
+
+    def _write_state(self, state: dict[str, bytes]) -> None:
+        for name in STATE:
+            self._memory[name, self._state][:] = state[name]
+
+    def _run(self, tokens: bytes) -> array[float]:
+        count = len(tokens)
+        self._memory["tokens", count][:] = array("i", list(tokens)).tobytes()
+        self._call("RunCompiledModel", self._compiled, *self._entries[count][self._state])
+        self._state = 1 - self._state
+        logits = array("f")
+        logits.frombytes(memoryview(self._memory["logits", count]))
+        return logits
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, f"LiteRt{name}")(*arguments)
+        if status:
+            raise EngineError(
+                f"{self.artifact.path}: LiteRt{name} gave status {status}, wanted 0 "
+                "(not a model that this LiteRT can run)"
+            )
+
+    def _new(self, name: str, *arguments: Any) -> ctypes.c_void_p:
+        """What the call returns through its last parameter."""
+        made = ctypes.c_void_p()
+        self._call(name, *arguments, ctypes.byref(made))
+        return made
+
+    def _compile(self) -> ctypes.c_void_p:
+        settings = (ctypes.c_int64 * 6)(*_LITERT_ENVIRONMENT)
+        environment = self._new("CreateEnvironment", 2, settings)
+        path = os.fsencode(self.artifact.path)
+        model = self._new("CreateModelFromFile", environment, path)  # memory-mapped, not read
+        options = self._new("CreateOptions")
+        self._call("SetOptionsHardwareAccelerators", options, _LITERT_CPU)
+        keep = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # Python owns the text
+        cpu = self._new("CreateOpaqueOptions", b"xnnpack", _LITERT_OPTIONS, keep)
+        self._call("AddOpaqueOptions", options, cpu)
+        self._compiled = self._new("CreateCompiledModel", environment, model, options)
+        self._library.LiteRtDestroyOptions(options)  # while `keep` still lives
+        return model
+
+    def _signature(
+        self, model: ctypes.c_void_p, key: bytes
+    ) -> tuple[int, ctypes.c_void_p, list[str], list[str]]:
+        """Index, handle, and the names of the inputs and outputs in the order of the call."""
+        count, text = ctypes.c_size_t(), ctypes.c_char_p()
+        self._call("GetNumModelSignatures", model, ctypes.byref(count))
+        for index in range(count.value):
+            signature = self._new("GetModelSignature", model, ctypes.c_size_t(index))
+            self._call("GetSignatureKey", signature, ctypes.byref(text))
+            if text.value != key:
+                continue
+            names: dict[str, list[str]] = {"Input": [], "Output": []}
+            for side, found in names.items():
+                self._call(f"GetNumSignature{side}s", signature, ctypes.byref(count))
+                for i in range(count.value):
+                    place = ctypes.c_size_t(i), ctypes.byref(text)
+                    self._call(f"GetSignature{side}Name", signature, *place)
+                    found.append((text.value or b"").decode())
+            wanted = {"tokens", *STATE}, {"logits", *(f"next_{n}" for n in STATE)}
+            if (set(names["Input"]), set(names["Output"])) != wanted:
+                raise EngineError(f"{self.artifact.path}: {key.decode()} has {names}")
+            return index, signature, names["Input"], names["Output"]
+        raise EngineError(f"{self.artifact.path}: no signature {key.decode()}, wanted one")
+
+    def _tensor(self, side: str, signature: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+        return self._new(f"GetSignature{side}Tensor", signature, name.encode())
+
+    def _buffer(self, tensor: ctypes.c_void_p, key: tuple[str, int]) -> ctypes.c_void_p:
+        """A LiteRT buffer over aligned memory of our own, kept as self._memory[key]."""
+        kind = (ctypes.c_int32 * 18)()  # element type, rank (7 bits), 8 dimensions, 8 strides
+        self._call("GetRankedTensorType", tensor, kind)
+        size_bytes = math.prod(kind[2 : 2 + (kind[1] & 127)]) * _FLOAT_BYTES  # int32 or fp32
+        whole = ctypes.create_string_buffer(size_bytes + _ALIGNMENT_BYTES)
+        offset = -ctypes.addressof(whole) % _ALIGNMENT_BYTES
+        memory = (ctypes.c_char * size_bytes).from_buffer(whole, offset)
+        self._memory[key] = memory
+        return self._new(
+            "CreateTensorBufferFromHostMemory", kind, memory, ctypes.c_size_t(size_bytes), None
+        )
+
+
+class NumpyEngine(Engine):
+    """An interpreter that takes and gives NumPy arrays by name."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        call: Callable[[dict[str, Any]], dict[str, Any]],
+        tokens_dtype: str,
+    ) -> None:
+        super().__init__(artifact)
+        self._call, self._tokens_dtype = call, tokens_dtype
+        self._state: dict[str, Any] = {}
+        self.reset()
+
+    def get_state(self) -> dict[str, bytes]:
+        return {name: self._state[name].tobytes() for name in STATE}
+
+    def _write_state(self, state: dict[str, bytes]) -> None:
+        import numpy
+
+        for name in STATE:
+            value = numpy.frombuffer(state[name], numpy.float32)
+            self._state[name] = value.reshape(self.artifact.state[name])
+
+    def _run(self, tokens: bytes) -> array[float]:
+        import numpy
+
+        row = numpy.frombuffer(tokens, numpy.uint8).astype(self._tokens_dtype)[None]  # (1, L)
+        made = self._call({"tokens": row, **self._state})
+        self._state = {name: made[f"next_{name}"] for name in STATE}
+        logits = array("f")
+        logits.frombytes(made["logits"].tobytes())
+        return logits
+
+
+def open_engine(artifact: Artifact) -> Engine:
+    """The leanest engine installed here for this artifact. Raises EngineError."""
+    try:
+        with artifact.path.open("rb") as file:
+            tflite = file.read(8)[4:] == b"TFL3"
+        return _open_tflite(artifact) if tflite else _open_onnx(artifact)
+    except EngineError:
+        raise
+    except Exception as error:  # interpreters raise their own types, some of many lines
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EngineError(f"{artifact.path}: the interpreter refused it ({reason})") from error
+
+
+def _open_tflite(artifact: Artifact) -> Engine:
+    package = importlib.util.find_spec("ai_edge_litert")  # finds it without importing it
+    if package is None or not package.submodule_search_locations:
+        raise EngineError("no interpreter for .tflite found, wanted: pip install ai-edge-litert")
+    folder = Path(package.submodule_search_locations[0])
+    library = next((folder / n for n in _LITERT_NAMES if (folder / n).exists()), None)
+    version = next((p.name.split("-")[1] for p in folder.parent.glob("ai_edge_litert-*-info")), "")
+    if library and version.startswith(_LITERT_VERSIONS):
+        return LiteRtEngine(artifact, library)
+
+    from ai_edge_litert import interpreter
+
+    # XNNPACK, the default delegate, would copy the weights: 15 MiB more.
+    kernels = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    model = interpreter.Interpreter(
+        model_path=str(artifact.path), num_threads=1, experimental_op_resolver_type=kernels
+    )
+    decode, prefill = (model.get_signature_runner(key) for key in ("decode", "prefill"))
+
+    def call(values: dict[str, Any]) -> dict[str, Any]:
+        return (decode if values["tokens"].size == 1 else prefill)(**values)
+
+    return NumpyEngine(artifact, call, "int32")
+
+
+def _open_onnx(artifact: Artifact) -> Engine:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise EngineError("no interpreter for .onnx found, wanted: pip install onnxruntime")
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, which reads it
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # the arena grows to a prompt's size and stays there
+    session = onnxruntime.InferenceSession(
+        str(artifact.path), options, providers=["CPUExecutionProvider"]
+    )
+    outputs = [output.name for output in session.get_outputs()]
+
+    def call(values: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(outputs, session.run(outputs, values)))
+
+    engine = NumpyEngine(artifact, call, "int64")
+    engine.any_length = True
+    return engine

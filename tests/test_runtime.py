@@ -1,0 +1,521 @@
+"""The runtime as a device meets it: verified artifacts, whole characters, steady memory.
+
+pytest tests/test_runtime.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import ai_edge_litert
+import numpy as np
+import pytest
+
+from tsm.runtime import artifact, engines, generate
+
+ROOT = Path(__file__).parent.parent
+RUNTIME = ROOT / "runtime"
+TFLITE, ONNX = RUNTIME / "shakespeare-int8.tflite", RUNTIME / "shakespeare-int8.onnx"
+PEAK_RSS_LIMIT_BYTES = 56_000_000  # the project's claim
+TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n"
+
+# One byte at a time against blocks, and another kernel library: the same int8 arithmetic, where
+# a rounding that falls the other way moves an activation by one of its 255 steps.
+BLOCK_LOGIT_TOLERANCE = 0.25
+
+METADATA = {
+    "spec": {"width": 64},
+    "quantization": "int8",
+    "license": "MIT",
+    "source_sha256": "ab" * 32,
+    "prefill_tokens": 64,
+    "state": {"memory": [1, 1, 1, 2, 4], "history": [1, 1, 3, 8]},
+}
+
+
+def python(*arguments: object, **settings) -> subprocess.CompletedProcess:
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 300, **settings}
+    return subprocess.run([sys.executable, *map(str, arguments)], check=False, **settings)
+
+
+def run(*arguments: object, **settings) -> subprocess.CompletedProcess:
+    return python(RUNTIME / "generate.py", *arguments, **settings)
+
+
+def generated(*arguments: object, **settings) -> bytes:
+    done = run(*arguments, **settings)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout
+
+
+@pytest.fixture(scope="session", params=["tflite", "onnx"])
+def engine(request) -> engines.Engine:
+    return generate.load({"tflite": TFLITE, "onnx": ONNX}[request.param])
+
+
+# Artifacts
+
+
+def sealed(before: int = 10, after: int = 1000) -> bytes:
+    noise = random.Random(before)
+    text = artifact.metadata_json(METADATA).encode()
+    return artifact.seal(noise.randbytes(before) + text + noise.randbytes(after))
+
+
+PIECE = artifact.PIECE_BYTES
+
+
+@pytest.mark.parametrize(
+    "before", [0, 10, PIECE - 200, PIECE - 100, PIECE - 60, PIECE - 3, PIECE, 2 * PIECE - 70]
+)
+def test_a_sealed_file_opens_wherever_its_header_stands(tmp_path, before):
+    (tmp_path / "model").write_bytes(sealed(before))
+    found = artifact.open_artifact(tmp_path / "model")
+    assert {key: getattr(found, key) for key in METADATA} == METADATA
+    assert artifact.seal(sealed(before)) == sealed(before)
+
+
+def damaged(kind: str) -> bytes:
+    whole = bytearray(sealed())
+    digest = whole.index(b'"sha256": "') + 11
+    if kind.startswith("bit of "):
+        places = {"first byte": 0, "spec": whole.index(b"width"), "digest": digest + 63}
+        whole[{**places, "last byte": len(whole) - 1}[kind[7:]]] ^= 1
+    return {
+        "empty": b"",
+        "no header": b"TFL3" * 1000,
+        "half": bytes(whole[: len(whole) // 2]),
+        "one byte short": bytes(whole[:-1]),
+        "one byte long": bytes(whole) + b"\0",
+        "two headers": artifact.seal(sealed()) + sealed(),
+        "format 2": bytes(whole).replace(b'"tsm_artifact": 1', b'"tsm_artifact": 2'),
+        "not sealed": bytes(whole).replace(bytes(whole[digest : digest + 64]), b"0" * 64),
+        "not JSON": bytes(whole).replace(b'"spec": {', b'"spec": ['),
+    }.get(kind, bytes(whole))
+
+
+DAMAGES = [
+    ("empty", "0 TSM headers"),
+    ("no header", "0 TSM headers"),
+    ("half", "incomplete"),
+    ("one byte short", "incomplete"),
+    ("one byte long", "extended"),
+    ("two headers", "2 TSM headers"),
+    ("format 2", "artifact format '2', wanted '1'"),
+    ("not sealed", "damaged"),
+    ("not JSON", "damaged"),
+    ("bit of first byte", "damaged"),
+    ("bit of spec", "damaged"),
+    ("bit of digest", "damaged"),
+    ("bit of last byte", "damaged"),
+]
+
+
+@pytest.mark.parametrize(("kind", "says"), DAMAGES)
+def test_a_damaged_artifact_is_refused_before_any_interpreter(
+    tmp_path, monkeypatch, capsys, kind, says
+):
+    def opened(*_):
+        raise AssertionError("an interpreter was given a damaged file")
+
+    path = tmp_path / "model.tflite"
+    path.write_bytes(damaged(kind))
+    monkeypatch.setattr(generate, "open_engine", opened)
+    with pytest.raises(artifact.ArtifactError, match=says):
+        generate.load(path)
+
+
+def test_metadata_is_exactly_what_the_format_says():
+    with pytest.raises(artifact.ArtifactError, match="wanted"):
+        artifact.metadata_json({**METADATA, "mood": "gay"})
+    with pytest.raises(artifact.ArtifactError, match="0 metadata objects"):
+        artifact.seal(b"nothing")
+    with pytest.raises(artifact.ArtifactError, match="2 metadata objects"):
+        artifact.seal(2 * artifact.metadata_json(METADATA).encode())
+
+
+def test_verifying_a_large_file_takes_little_memory(tmp_path):
+    (tmp_path / "model").write_bytes(sealed(after=32 * PIECE))
+    tracemalloc.start()
+    artifact.open_artifact(tmp_path / "model")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 5 * PIECE
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "naïve café", "Ὀδύσσεια", "日本語", "😀🏽‍🚀", "a\u0000b"]
+)
+def test_text_comes_in_whole_characters_at_once(text):
+    fed, come = bytearray(), ""
+    source = (fed.append(byte) or byte for byte in text.encode())
+    for piece in generate.decode_text(source):
+        come += piece
+        assert come == fed.decode(errors="ignore")  # whole, and not late
+    assert come == text
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("日".encode()[:2], "\ufffd"),
+        (b"ab\xe6\x97", "ab\ufffd"),
+        (b"\xffa", "\ufffda"),
+        (b"\xe6a\x97", "\ufffda\ufffd"),
+        (b"", ""),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_replaced(data, text):
+    assert "".join(generate.decode_text(data)) == text
+
+
+def test_no_part_of_a_stop_string_is_ever_printed():
+    draw = random.Random(0)
+    stopped = 0
+    for _ in range(3000):
+        text = "".join(draw.choices("abé", k=draw.randrange(12)))
+        stops = [
+            "".join(draw.choices("abé", k=draw.randint(1, 4))) for _ in range(draw.randrange(4))
+        ]
+        wanted = text
+        for end in range(len(text) + 1):  # the first stop to be complete ends the text
+            found = [text[:end].find(stop) for stop in stops if stop in text[:end]]
+            if found:
+                wanted, stopped = text[: min(found)], stopped + 1
+                break
+        assert "".join(generate.decode_text(text.encode(), stops)) == wanted, (text, stops)
+    assert stopped > 500
+
+
+def test_stop_strings_hold_back_no_more_than_they_must():
+    assert list(generate.decode_text(b"abcxabd", ["abd"])) == ["abc", "x", ""]
+
+
+def test_generation_ends_at_a_stop_string():
+    whole = generated("--bytes", 300, "--temperature", 0).decode()
+    stop = whole[100:104]
+    assert (
+        generated("--bytes", 300, "--temperature", 0, "--stop", stop).decode()
+        == (whole[: whole.index(stop)])
+    )
+
+
+# Sampling
+
+PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
+LOGITS = [3 + math.log(p) for p in PROBABILITIES]
+
+
+def drawn(count: int = 20_000, logits: list[float] = LOGITS, **settings) -> list[float]:
+    """How often each byte comes."""
+    source = random.Random(1)
+    bytes_drawn = [generate.sample(logits, source, **settings) for _ in range(count)]
+    return [bytes_drawn.count(byte) / count for byte in range(len(logits))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0},
+        {"temperature": 1, "top_k": 1},
+        {"temperature": 1, "top_p": 1e-9},
+        {"temperature": 1e-300},
+    ],
+)
+def test_greedy_takes_the_likeliest_byte_and_the_first_of_equals(settings):
+    assert drawn(50, **settings) == [0, 1, 0, 0]
+    assert drawn(50, [1.0, 2.0, 2.0], **{**settings, "temperature": 0}) == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"temperature": 1}, PROBABILITIES),
+        ({"temperature": 0.5}, [p**2 for p in PROBABILITIES]),
+        ({"temperature": 2}, [p**0.5 for p in PROBABILITIES]),
+        ({"temperature": 1, "top_k": 2}, [0, 0.5, 0, 0.3]),
+        ({"temperature": 1, "top_k": 99}, PROBABILITIES),
+        ({"temperature": 1, "top_p": 0.79}, [0, 0.5, 0, 0.3]),
+        ({"temperature": 1, "top_p": 0.81}, [0, 0.5, 0.15, 0.3]),
+        ({"temperature": 1, "top_k": 3, "top_p": 0.51}, [0, 0.5, 0, 0]),  # 0.5 / 0.95 > 0.51
+    ],
+)
+def test_sampling_follows_the_distribution(settings, weights):
+    count = 20_000
+    for found, weight in zip(drawn(count, **settings), weights, strict=True):
+        wanted = weight / sum(weights)
+        assert abs(found - wanted) <= 4.5 * math.sqrt(wanted * (1 - wanted) / count)
+
+
+def test_the_same_seed_gives_the_same_text_on_every_run():
+    first = generated("--seed", 7)
+    assert len(first.decode()) > 100
+    assert generated("--seed", 7) == first
+    assert generated("--seed", 8) != first
+    assert generated("--seed", 7, "--temperature", 0) == generated("--temperature", 0)
+    assert generated() == generated("--seed", 0, TFLITE, "--bytes", 500, "--prompt", "ROMEO:\n")
+
+
+# Engines
+
+
+def test_blocks_and_single_bytes_give_the_same_logits(engine):
+    engine.reset()
+    blocks = np.array(engine.logits_of(TEXT)).reshape(len(TEXT), engines.VOCABULARY)
+    engine.reset()
+    singles = np.array([engine.feed(bytes([byte])) for byte in TEXT])
+    difference = np.abs(blocks - singles)
+    assert difference.max() < BLOCK_LOGIT_TOLERANCE, (difference.max(), difference.mean())
+    engine.reset()
+    assert np.array_equal(np.array(engine.feed(TEXT)), blocks[-1])
+
+
+def test_a_saved_state_continues_exactly(engine):
+    engine.reset()
+    fresh = engine.get_state()
+    engine.feed(TEXT)
+    saved = engine.get_state()
+    assert {name: len(value) for name, value in saved.items()} == {
+        name: 4 * math.prod(shape) for name, shape in engine.artifact.state.items()
+    }
+    wanted = engine.feed(b"Second Citizen:")
+    engine.feed(b"elsewhere")
+    engine.set_state(saved)
+    assert engine.get_state() == saved
+    assert engine.feed(b"Second Citizen:") == wanted
+    engine.reset()
+    assert engine.get_state() == fresh != saved
+
+
+def test_a_state_of_another_shape_and_an_empty_feed_are_refused(engine):
+    for state in ({}, {**engine.get_state(), "memory": b""}, {"memory": b""}):
+        with pytest.raises(engines.EngineError, match="wanted"):
+            engine.set_state(state)
+    with pytest.raises(engines.EngineError, match="at least one"):
+        engine.feed(b"")
+
+
+def test_tflite_and_onnx_are_the_same_model():
+    rows = []
+    for path in (TFLITE, ONNX):
+        logits = np.array(generate.load(path).logits_of(TEXT)).reshape(len(TEXT), -1)
+        logits -= logits.max(axis=1, keepdims=True)
+        rows.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+    nats = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(axis=1).mean()
+    assert 0 <= nats < 0.02  # int8 by two exporters: ten times the 0.002 that int8 itself costs
+
+
+# Command line
+
+MISTAKES = [
+    (["/no/such/model"], "no such file"),
+    ([RUNTIME], "is a directory"),
+    ([RUNTIME / "generate.py"], "TSM headers found, wanted exactly one"),
+    ([os.devnull], "0 TSM headers"),
+    (["--bytes", "-1"], "found '-1', wanted a whole number, 0 or more"),
+    (["--bytes", "many"], "found 'many'"),
+    (["--bytes", "1.5"], "found '1.5'"),
+    (["--temperature", "nan"], "found 'nan', wanted a finite number, 0 or more"),
+    (["--temperature", "inf"], "found 'inf'"),
+    (["--temperature=-1"], "found '-1'"),
+    (["--top-k=-1"], "found '-1'"),
+    (["--top-p", "0"], "found '0', wanted a number above 0, at most 1"),
+    (["--top-p", "1.01"], "found '1.01'"),
+    (["--top-p", "nan"], "found 'nan'"),
+    (["--seed", "x"], "found 'x', wanted a whole number"),
+    (["--stop", ""], "found an empty string"),
+    (["--prompt-file", "/no/such/prompt"], "/no/such/prompt: no such file"),
+    (["--prompt-file", RUNTIME], "is a directory, wanted a readable file"),
+    (["--prompt", "a", "--prompt-file", os.devnull], "not allowed with"),
+    (["--colour"], "--colour"),
+    ([TFLITE, ONNX], "unrecognized"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=lambda value: str(value)[-40:])
+def test_a_mistake_is_one_clear_line(capfd, arguments, says):
+    try:
+        code = generate.main([str(argument) for argument in arguments])
+    except SystemExit as left:
+        code = left.code
+    out, err = capfd.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err and err.startswith("tsm-generate: ")
+
+
+def test_a_damaged_model_is_one_clear_line_and_exit_2(tmp_path):
+    whole = bytearray(TFLITE.read_bytes())
+    whole[len(whole) // 2] ^= 16
+    for data in (whole, whole[:-100]):
+        (tmp_path / "model.tflite").write_bytes(data)
+        done = run(tmp_path / "model.tflite")
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+        assert b"model.tflite: " in done.stderr and b"wants" in done.stderr
+
+
+@pytest.mark.parametrize("head", [b"\x1c\0\0\0TFL3", b"\x08\x0a\x12\x02"], ids=["tflite", "onnx"])
+def test_a_sealed_file_that_is_no_model_ends_in_one_clear_line(tmp_path, head):
+    data = head + bytes(100) + artifact.metadata_json(METADATA).encode()
+    (tmp_path / "model").write_bytes(artifact.seal(data))
+    done = run(tmp_path / "model")
+    *others, last = done.stderr.decode().splitlines()  # LiteRT adds a report of its own
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert last.startswith("tsm-generate: ") and not any("Traceback" in line for line in others)
+
+
+def test_prompts_are_read_as_bytes_from_anywhere(tmp_path):
+    few = ("--bytes", 40)  # sampled: greedy text soon forgets its prompt
+    (tmp_path / "prompt").write_bytes(b"\xffJULIET:\n")
+    wanted = generated(*few, "--prompt-file", tmp_path / "prompt")
+    assert generated(*few, "--prompt-file", "-", input=b"\xffJULIET:\n") == wanted
+    assert generated(*few, "--prompt", os.fsdecode(b"\xffJULIET:\n")) == wanted
+    assert generated(*few, "--prompt", "") == generated(*few, "--prompt", "\n") != wanted
+    latin = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert generated(*few, "--prompt", "é", env=latin) == generated(*few, "--prompt", "é")
+    assert generated("--bytes", 0) == b""
+
+
+def test_json_reports_one_object():
+    done = json.loads(generated("--json", "--bytes", 50, "--seed", 3, "--prompt", "é:"))
+    assert done["text"].encode() == generated("--bytes", 50, "--seed", 3, "--prompt", "é:")
+    assert (done["bytes"], done["prompt"], done["seed"]) == (50, "é:", 3)
+    assert done["seconds"] > 0 and done["peak_rss_bytes"] > 8_000_000
+    assert done["bytes_per_second"] == pytest.approx(50 / done["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(lambda p: p.send_signal(signal.SIGINT), 130), (lambda p: p.stdout.close(), 0)],
+)
+def test_an_interrupt_and_a_closed_pipe_end_quietly(end, code):
+    command = [sys.executable, str(RUNTIME / "generate.py"), "--bytes", "10000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.read(1)
+            end(process)
+            assert process.wait(timeout=60) == code
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
+
+
+def test_a_full_disk_is_one_clear_line():
+    with open("/dev/full", "wb") as full:
+        done = run("--bytes", 5, stdout=full)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"No space left" in done.stderr
+
+
+# Installed, and carried away
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory) -> Path:
+    """The folder under another name, and beside it, `site`, where packages may be put."""
+    folder = tmp_path_factory.mktemp("device") / "my model"
+    shutil.copytree(RUNTIME, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def carried(folder: Path, packages: list[str], *arguments: str) -> subprocess.CompletedProcess:
+    """Runs the copy under a Python that sees the standard library and `packages` alone."""
+    installed = Path(ai_edge_litert.__file__).parent.parent
+    site = folder.parent / ("site" + "+".join(packages).replace("*", ""))
+    site.mkdir(exist_ok=True)
+    for package in packages:
+        for source in installed.glob(package):
+            if not (site / source.name).exists():
+                (site / source.name).symlink_to(source)
+    environment = {"PYTHONPATH": str(site), "PATH": os.environ["PATH"]}
+    return python("-S", folder / "generate.py", *arguments, env=environment, cwd="/")
+
+
+FEW = ("--bytes", "60", "--temperature", "0")
+
+
+def test_the_folder_alone_with_one_interpreter_generates(alone):
+    done = carried(alone, ["ai_edge_litert", "ai_edge_litert-*"], *FEW)
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert done.stdout == generated(*FEW)
+
+
+def test_litert_of_another_version_runs_through_its_own_interpreter(alone):
+    packages = ["ai_edge_litert", "numpy", "numpy.libs"]  # its version is not to be seen
+    done = carried(alone, packages, *FEW, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["text"].encode() == generated(*FEW)
+    done = carried(alone, packages[:1], *FEW)  # which needs NumPy, so it is the one that ran
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done.stderr
+    assert b"numpy" in done.stderr
+
+
+@pytest.mark.parametrize("model", [TFLITE, ONNX])
+def test_without_an_interpreter_it_says_what_to_install(alone, model):
+    done = carried(alone, [], str(alone / model.name))
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert b"wanted: pip install" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["artifact.py", "engines.py", "generate.py"])
+def test_every_file_imports_on_the_standard_library_alone(alone, name):
+    code = f"import sys, runpy; runpy.run_path({str(RUNTIME / name)!r}); print(*sys.modules)"
+    done = python("-S", "-c", code, env={"PYTHONPATH": str(RUNTIME)})
+    assert done.returncode == 0, done.stderr
+    assert not {b"numpy", b"onnxruntime", b"ai_edge_litert"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["-m", "tsm.runtime.generate"], ["-c", "import tsm.runtime.generate as g; g.main()"]],
+)
+def test_it_runs_as_an_installed_module_too(command, tmp_path):
+    done = python(*command, *FEW, cwd=tmp_path)
+    assert (done.returncode, done.stderr, done.stdout) == (0, b"", generated(*FEW))
+
+
+# Memory
+
+STREAM = """
+import array, json, math, re, sys
+sys.path.insert(0, sys.argv[1])
+import generate
+
+engine, measured = generate.load(), []
+text = generate.generate_bytes(engine, b"ROMEO:", 20_000)
+for count, byte in enumerate(text, 1):
+    if count in (1_000, 2_000, 20_000):
+        status = open("/proc/self/status").read()
+        measured += [int(re.search(name + r":\\s+(\\d+) kB", status)[1]) * 1024
+                     for name in ("VmHWM", "VmRSS")]
+state = array.array("f", b"".join(engine.get_state().values()))
+print(json.dumps([measured, all(map(math.isfinite, state)), max(map(abs, state)),
+                  "numpy" in sys.modules]))
+"""
+
+
+def test_a_long_stream_stays_finite_in_memory_that_does_not_grow():
+    done = python("-c", STREAM, RUNTIME)
+    measured, finite, largest, numpy_loaded = json.loads(done.stdout)
+    peak_at_1000_bytes, _, _, rss_at_2000_bytes, peak, rss = measured
+    assert peak_at_1000_bytes <= PEAK_RSS_LIMIT_BYTES
+    assert peak <= PEAK_RSS_LIMIT_BYTES
+    assert rss - rss_at_2000_bytes < 500_000
+    assert finite and largest < 1e4
+    assert not numpy_loaded
+
+
+def test_the_command_itself_keeps_to_the_limit():
+    done = json.loads(generated("--bytes", 1000, "--json"))
+    assert done["peak_rss_bytes"] <= PEAK_RSS_LIMIT_BYTES
