@@ -1,0 +1,151 @@
+"""Export: model.safetensors -> .tflite with two signatures that share their weights.
+
+    python export/to_tflite.py                                     # models/shakespeare.safetensors
+    python export/to_tflite.py model.safetensors --quantize none --out model.tflite
+
+    decode   tokens int32 (1, 1)      + memory, history -> logits, next_memory, next_history
+    prefill  tokens int32 (1, chunk)  + memory, history -> the same, for a block
+
+`training/model.py` is traced through JAX; only builtin operators may come out. int8 quantizes the
+projections alone: weights per output row, activations per token as they come, so that no token
+of a block touches another. The state, the encoder and the embedding stay fp32.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from tsm.export.verify import ExportError, export_main, quiet
+from tsm.training import model
+from tsm.training.spec import ModelSpec, state_shapes, weights
+
+METADATA_NAME = "tsm"
+
+
+def main(argv: list[str] | None = None) -> int:
+    return export_main("to_tflite", __doc__, ".tflite", build, argv)
+
+
+def build(
+    spec: ModelSpec, values: dict[str, np.ndarray], quantization: str, metadata: str
+) -> bytes:
+    with quiet():
+        data = convert(spec, values)
+        check_builtin(data)
+        if quantization == "int8":
+            data = quantize(spec, values, data)
+        return add_metadata(data, metadata)
+
+
+def convert(spec: ModelSpec, values: dict[str, np.ndarray]) -> bytes:
+    """The fp32 flatbuffer."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import, which reads it
+    import jax.numpy as jnp
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+
+    def forward(held: Any, tokens: Any, memory: Any, history: Any) -> dict[str, Any]:
+        state = {"memory": memory, "history": history}
+        logits, state = model.forward(jnp, spec, held, tokens, state)
+        return {"logits": logits, **{f"next_{n}": s for n, s in state.items()}}
+
+    traced = jax2tf.convert(forward, with_gradient=False)
+    module: Any = tf.Module()
+    variable: Any = tf.Variable  # its annotations leave arrays out
+    module.held = {n: variable(v, trainable=False) for n, v in values.items()}
+    state = [tf.TensorSpec(s, tf.float32, n) for n, s in state_shapes(spec).items()]
+
+    def entry(length: int) -> Any:
+        return tf.function(
+            lambda tokens, memory, history: traced(module.held, tokens, memory, history),
+            input_signature=[tf.TensorSpec((1, length), tf.int32, "tokens"), *state],
+            autograph=False,
+        )
+
+    module.decode, module.prefill = entry(1), entry(spec.chunk)
+    with tempfile.TemporaryDirectory() as folder:
+        signatures = {"decode": module.decode, "prefill": module.prefill}
+        tf.saved_model.save(module, folder, signatures=signatures)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(signatures))
+        try:
+            return converter.convert()
+        except Exception as error:  # TensorFlow raises many types, of many lines
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ExportError(f"the converter refused the model ({reason})") from error
+
+
+def check_builtin(data: bytes) -> None:
+    """A custom or flex operator would need a runtime that devices do not have."""
+    custom = [code.customCode.decode() for code in _read(data).operatorCodes if code.customCode]
+    if custom:
+        raise ExportError(f"operators {', '.join(custom)}, wanted builtin ones only")
+
+
+def quantize(spec: ModelSpec, values: dict[str, np.ndarray], data: bytes) -> bytes:
+    """int8 weights for the table's `quantized` rows, found in the graph by their own bytes."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    wanted = {values[n].tobytes() for n, weight in weights(spec).items() if weight.quantized}
+    graph, names = _read(data), []
+    for subgraph in graph.subgraphs:
+        for operator in subgraph.operators:
+            constants = [graph.buffers[subgraph.tensors[i].buffer].data for i in operator.inputs]
+            if any(c is not None and np.asarray(c).tobytes() in wanted for c in constants):
+                names.append(subgraph.tensors[operator.outputs[0]].name.decode())
+    projections = sum(weight.quantized for weight in weights(spec).values())
+    if len(names) != projections * len(graph.subgraphs):
+        raise ExportError(f"{len(names)} projections in the graph, wanted {projections} an entry")
+    regex = f"^({'|'.join(re.escape(name) for name in names)});?$"
+    rules = [{**rule, "regex": regex} for rule in recipe.dynamic_wi8_afp32()]
+    made: Any = quantizer.Quantizer(data, rules).quantize(enable_progress_report=False)
+    return bytes(made.quantized_model)
+
+
+def add_metadata(data: bytes, text: str) -> bytes:
+    import flatbuffers
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    class SharingBuilder(flatbuffers.Builder):
+        """Writes equal vectors once: both entries scale the same weights alike (0.5 MB)."""
+
+        def __init__(self) -> None:
+            super().__init__(1024)
+            self.written: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802  overrides
+            key = (x.dtype.str, x.tobytes())
+            if key not in self.written:
+                self.written[key] = super().CreateNumpyVector(x)
+            return self.written[key]
+
+    graph = _read(data)
+    buffer: Any = schema.BufferT()
+    entry = schema.MetadataT()
+    buffer.data = np.frombuffer(text.encode(), np.uint8)
+    entry.name, entry.buffer = METADATA_NAME, len(graph.buffers)
+    graph.buffers.append(buffer)
+    graph.metadata = [*(graph.metadata or []), entry]
+    builder = SharingBuilder()
+    builder.Finish(graph.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _read(data: bytes) -> Any:
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    graph: Any = flatbuffer_utils.convert_bytearray_to_object(bytearray(data))
+    for buffer in graph.buffers:  # the quantizer puts large ones behind the flatbuffer
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return graph
+
+
+if __name__ == "__main__":
+    sys.exit(main())

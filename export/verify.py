@@ -1,0 +1,204 @@
+"""What both exporters share: read the weights, and let no artifact out that computes otherwise.
+
+The artifact is written beside its place, opened by the runtime's own engine (what is verified is
+what users run), held against the NumPy oracle of `training/model.py` on a passage of text, block
+by block and byte by byte, and renamed into its place only if it is within `tolerance.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import array_api_compat.numpy as np_xp
+import numpy as np
+
+from tsm.export.tolerance import ToleranceError, check
+from tsm.runtime.artifact import ArtifactError, metadata_json, open_artifact, seal
+from tsm.runtime.engines import STATE, Engine, EngineError, open_engine
+from tsm.training import model
+from tsm.training.checkpoint import load_model
+from tsm.training.spec import ModelSpec, SpecError, state_shapes
+
+# As You Like It, act 2, scene 7 (public domain), set as the corpus sets its plays.
+PASSAGE = b"""JAQUES:
+All the world's a stage,
+And all the men and women merely players:
+They have their exits and their entrances;
+And one man in his time plays many parts,
+His acts being seven ages. At first the infant,
+Mewling and puking in the nurse's arms.
+And then the whining school-boy, with his satchel
+And shining morning face, creeping like snail
+Unwillingly to school.
+"""
+GREEDY_BYTES = 64
+
+Weights = dict[str, np.ndarray]
+Build = Callable[[ModelSpec, Weights, str, str], bytes]
+
+
+class ExportError(ValueError):
+    """Weights that cannot become an artifact: found and wanted, in one line."""
+
+
+def export_main(name: str, about: str | None, suffix: str, build: Build, argv: Any) -> int:
+    """The command line of an exporter. `build` makes the file's bytes from (spec, weights,
+    quantization, metadata), still to be sealed."""
+    arguments = _parse(name, about, suffix, argv)
+    try:
+        found = export(arguments.model, arguments.out, arguments.quantize, build)
+    except ToleranceError as error:
+        print(f"{name}: {arguments.out}: not written: {error}", file=sys.stderr)
+        return 1
+    except (ArtifactError, EngineError, ExportError, SpecError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{name}: {error.filename}: {(error.strerror or '').lower()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if arguments.json:
+        print(json.dumps(found))
+        return 0
+    print(f"{found['artifact']}: {found['file_bytes']:,} bytes, {found['quantization']}, verified")
+    for entry in ("prefill", "decode"):
+        figures = ", ".join(f"{n} {v:.3g}" for n, v in found[entry].items())
+        print(f"  {entry} against the oracle: {figures}")
+    print(f"  greedy bytes as the oracle's: {found['greedy_same_bytes']} of {GREEDY_BYTES}")
+    return 0
+
+
+def export(source: Path, out: Path, quantization: str, build: Build) -> dict[str, Any]:
+    """Writes the artifact of the weights at `source` to `out`, verified; returns the figures."""
+    spec, weights = load_model(source)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ExportError(f"{out}: wanted a file in an existing folder")
+    metadata = metadata_json(
+        {
+            "spec": asdict(spec),
+            "quantization": quantization,
+            "license": "Apache-2.0",
+            "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+            "prefill_tokens": spec.chunk,
+            "state": {n: list(shape) for n, shape in state_shapes(spec).items()},
+        }
+    )
+    data = seal(build(spec, weights, quantization, metadata))
+    beside = out.with_name(out.name + ".partial")
+    try:
+        beside.write_bytes(data)
+        figures = verify(beside, spec, weights)
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return {"artifact": str(out), "file_bytes": len(data), **figures}
+
+
+def verify(path: Path, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
+    """Holds the artifact against the oracle. Raises ToleranceError."""
+    artifact = open_artifact(path)
+    engine = open_engine(artifact)
+    row = (
+        "fp32 artifact" if artifact.quantization == "none" else f"{artifact.quantization} artifact"
+    )
+    wanted, state = run_oracle(spec, weights, PASSAGE)
+
+    figures = {"prefill": check(row, _rows(engine.logits_of(PASSAGE)), wanted, logits=True)}
+    for name in STATE:
+        remembered = np.frombuffer(engine.get_state()[name], np.float32)
+        check(row, remembered.reshape(state[name].shape), state[name])
+    engine.reset()
+    by_bytes = [engine.logits_of(PASSAGE[i : i + 1]) for i in range(len(PASSAGE))]
+    figures["decode"] = check(
+        row, np.concatenate([_rows(r) for r in by_bytes]), wanted, logits=True
+    )
+
+    continued = greedy(engine, PASSAGE, GREEDY_BYTES)
+    oracle = greedy_oracle(spec, weights, PASSAGE, GREEDY_BYTES)
+    same = next((i for i in range(GREEDY_BYTES) if continued[i] != oracle[i]), GREEDY_BYTES)
+    return {"quantization": artifact.quantization, **figures, "greedy_same_bytes": same}
+
+
+def run_oracle(
+    spec: ModelSpec, weights: Weights, data: bytes, state: Any = None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(logits (len(data), vocabulary), state) by NumPy."""
+    tokens = np.frombuffer(data, np.uint8).astype(np.int64)[None]
+    state = state or model.initial_state(np_xp, spec)
+    logits, state = model.forward(np_xp, spec, weights, tokens, state)
+    return logits[0], state
+
+
+def greedy_oracle(spec: ModelSpec, weights: Weights, prompt: bytes, count: int) -> bytes:
+    logits, state = run_oracle(spec, weights, prompt)
+    made = bytearray([logits[-1].argmax()])
+    while len(made) < count:
+        logits, state = run_oracle(spec, weights, bytes(made[-1:]), state)
+        made.append(logits[-1].argmax())
+    return bytes(made)
+
+
+def greedy(engine: Engine, prompt: bytes, count: int) -> bytes:
+    engine.reset()
+    made = bytearray([np.argmax(engine.feed(prompt))])
+    while len(made) < count:
+        made.append(np.argmax(engine.feed(bytes(made[-1:]))))
+    return bytes(made)
+
+
+def _rows(logits: Any) -> np.ndarray:
+    return np.asarray(logits, np.float32).reshape(-1, 256)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Converters log to the process's own streams, past Python's; errors they raise still show."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(stream) for stream in (1, 2)]
+    with open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
+
+
+def _parse(name: str, about: str | None, suffix: str, argv: Any) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        default=Path("models/shakespeare.safetensors"),
+        help="model.safetensors written by training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quantize", choices=["none", "int8"], default="int8", help="default: int8"
+    )
+    parser.add_argument(
+        "--out", type=Path, help=f"default: runtime/MODEL-int8{suffix}, or -fp32 if not quantized"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    if arguments.out is None:
+        kind = "fp32" if arguments.quantize == "none" else arguments.quantize
+        arguments.out = Path("runtime") / f"{arguments.model.stem}-{kind}{suffix}"
+    return arguments
