@@ -1,0 +1,55 @@
+# Each command sets up what it needs: a virtual environment of its own, of locked versions.
+
+# 3.11 is what requirements/dev.lock is for; a pyenv shim may be there and not run.
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+BIN = .venv/bin
+
+.PHONY: demo test lint train export lock
+
+demo: .venv-demo/ready
+	.venv-demo/bin/python runtime/generate.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+train: .venv/ready
+	$(BIN)/python training/train.py --data shakespeare --compiled --out runs/shakespeare
+
+export: .venv/ready
+	$(BIN)/python export/to_tflite.py
+	$(BIN)/python export/to_onnx.py
+
+# Stamps: an environment is brought up to date when its lock is newer.
+.venv/ready: requirements/dev.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements/dev.lock
+	$(BIN)/pip install -q --no-deps -e .
+# The packages under their names, for pyright, which does not know setuptools' mapping.
+	mkdir -p .venv/names/tsm
+	ln -sfn ../../../training ../../../export ../../../runtime .venv/names/tsm/
+	touch $@
+
+# --no-deps: the interpreter's C library is all that runs; NumPy and the rest are never loaded.
+.venv-demo/ready: requirements/demo.lock
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install -q --no-deps -r requirements/demo.lock
+	touch $@
+
+# What a fresh resolution of the extras gives today, on a machine whose pip takes torch's CPU build.
+# Its local version (+cpu) is dropped: where there is no such build, plain 2.13.0 serves as well.
+lock:
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/pip install -q '.[dev]'
+	.venv-lock/bin/pip freeze --exclude tsm | sed 's/+cpu$$//' > .venv-lock/versions
+	! grep -E '^nvidia|://' .venv-lock/versions
+	(echo "# Everything that make test needs, Python 3.11. Made by make lock."; \
+	  cat .venv-lock/versions) > requirements/dev.lock
+	(echo "# What make demo needs besides this repository. Made by make lock."; \
+	  grep '^ai-edge-litert==' .venv-lock/versions) > requirements/demo.lock
+	rm -rf .venv-lock build
