@@ -40,7 +40,7 @@ class Engine:
     def _drop(self, key: Any) -> Any:
         if key is None or not self.dropout:
             return lambda x: x
-        keys = iter(jax.random.split(key, 1 + 2 * self.spec.layers))
+        keys = iter(jax.random.split(key, model.dropouts(self.spec)))
 
         def drop(x: Any) -> Any:
             kept = jax.random.bernoulli(next(keys), 1 - self.dropout, x.shape)

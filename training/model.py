@@ -245,6 +245,11 @@ def mlp(xp: Any, weights: Weights, name: str, x: Float[Array, "B L D"]) -> Float
     return linear(xp, hidden * hidden, weights[f"{name}.out"])
 
 
+def dropouts(spec: ModelSpec) -> int:
+    """How often `forward` calls its `dropout`, on (B, L, D) each time."""
+    return 1 + 2 * spec.layers
+
+
 def forward(
     xp: Any,
     spec: ModelSpec,
