@@ -5,6 +5,8 @@
 
     tokens int64 (1, length), memory, history -> logits, next_memory, next_history
 
+`memory` and `history` are the state of the topological mixer; another has others.
+
 `training/model.py` is traced through PyTorch in both its forms, the step and the chunk, which
 become the branches of one `If` on the length; each weight stands once, outside of them. Standard
 operators only.
@@ -31,13 +33,18 @@ from tsm.training.spec import ModelSpec, state_shapes, weights
 
 METADATA_NAME = "tsm"
 OPSET, IR_VERSION = 21, 10  # onnxruntime 1.18 and later
-INPUTS = ("tokens", "memory", "history")
-OUTPUTS = ("logits", "next_memory", "next_history")
+ANY_LENGTH = {"topological", "attention", "performer"}  # mixers that take a block of any length
 MIDDLE = 128  # the uint8 that stands for 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return export_main("to_onnx", __doc__, ".onnx", build, argv)
+    return export_main("to_onnx", __doc__, ".onnx", build, argv, prefill_tokens)
+
+
+def prefill_tokens(spec: ModelSpec) -> int:
+    """1: the graph has no form for a block. The other mixers cut it into pieces of their own,
+    whose number PyTorch's tracer cannot leave open."""
+    return spec.chunk if set(spec.layer_mixers) <= ANY_LENGTH else 1
 
 
 def build(
@@ -45,7 +52,9 @@ def build(
 ) -> bytes:
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        branches = {"decode": trace(spec, values, 1), "prefill": trace(spec, values, None)}
+        branches = {"decode": trace(spec, values, 1)}
+        if prefill_tokens(spec) > 1:
+            branches["prefill"] = trace(spec, values, None)
         made = join(spec, branches)
         if quantization == "int8":
             quantize(spec, values, made)
@@ -59,25 +68,25 @@ def trace(spec: ModelSpec, values: dict[str, np.ndarray], length: int | None) ->
     import torch
 
     class Traced(torch.nn.Module):
-        def forward(self, tokens: Any, memory: Any, history: Any) -> Any:
+        def forward(self, tokens: Any, *parts: Any) -> Any:
             one_chunk = copy.copy(spec)  # of symbolic length: a block is one chunk
             object.__setattr__(one_chunk, "chunk", tokens.shape[1])
-            state = {"memory": memory, "history": history}
+            state = dict(zip(state_shapes(spec), parts, strict=True))
             logits, state = model.forward(xp, one_chunk, held, tokens, state)
-            return logits, state["memory"], state["history"]
+            return logits, *state.values()
 
     held = {name: torch.from_numpy(value) for name, value in values.items()}
     tokens = torch.zeros((1, length or 5), dtype=torch.int64)
     state = [torch.zeros(shape) for shape in state_shapes(spec).values()]
-    dynamic = None if length else ({1: torch.export.Dim("length", min=2)}, None, None)
+    dynamic = None if length else ({1: torch.export.Dim("length", min=2)}, (None,) * len(state))
     with torch.no_grad():
         program = torch.export.export(Traced(), (tokens, *state), dynamic_shapes=dynamic)
         made: Any = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            input_names=_inputs(spec),
+            output_names=_outputs(spec),
             verbose=False,
         )
     return made.model_proto.graph
@@ -90,7 +99,7 @@ def join(spec: ModelSpec, branches: dict[str, Any]) -> Any:
     constants: dict[tuple[Any, ...], Any] = {}  # by content: a weight of both branches is one
     bodies = {}
     for branch, graph in branches.items():
-        names = {name: name for name in (*INPUTS, "")}
+        names = {name: name for name in (*_inputs(spec), "")}
         for tensor in graph.initializer:
             value = numpy_helper.to_array(tensor)
             key = (value.dtype.str, value.shape, value.tobytes())
@@ -110,7 +119,7 @@ def join(spec: ModelSpec, branches: dict[str, Any]) -> Any:
             for node in graph.node
         ]
         made = [helper.make_empty_tensor_value_info(names[o.name]) for o in graph.output]
-        for output, wanted in zip(made, OUTPUTS, strict=True):
+        for output, wanted in zip(made, _outputs(spec), strict=True):
             output.CopyFrom(_described(spec, wanted, output.name))
         bodies[branch] = helper.make_graph(nodes, branch, [], made)
 
@@ -121,18 +130,26 @@ def join(spec: ModelSpec, branches: dict[str, Any]) -> Any:
         helper.make_node(
             "If",
             ["is_one"],
-            list(OUTPUTS),
+            _outputs(spec),
             then_branch=bodies["decode"],
-            else_branch=bodies["prefill"],
+            else_branch=bodies.get("prefill", bodies["decode"]),
         ),
     ]
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, "length"])
-    state = [_described(spec, name, name) for name in INPUTS[1:]]
-    outputs = [_described(spec, name, name) for name in OUTPUTS]
+    state = [_described(spec, name, name) for name in state_shapes(spec)]
+    outputs = [_described(spec, name, name) for name in _outputs(spec)]
     shared = [one, *constants.values()]
     graph = helper.make_graph(choose, "tsm", [tokens, *state], outputs, shared)
     opset = [helper.make_opsetid("", OPSET)]
     return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+
+
+def _inputs(spec: ModelSpec) -> list[str]:
+    return ["tokens", *state_shapes(spec)]
+
+
+def _outputs(spec: ModelSpec) -> list[str]:
+    return ["logits", *(f"next_{name}" for name in state_shapes(spec))]
 
 
 def _described(spec: ModelSpec, value: str, name: str) -> Any:

@@ -3,8 +3,11 @@
     python export/to_tflite.py                                     # models/shakespeare.safetensors
     python export/to_tflite.py model.safetensors --quantize none --out model.tflite
 
-    decode   tokens int32 (1, 1)      + memory, history -> logits, next_memory, next_history
-    prefill  tokens int32 (1, chunk)  + memory, history -> the same, for a block
+    decode   tokens int32 (1, 1)      + the state -> logits + the next state
+    prefill  tokens int32 (1, chunk)  + the state -> the same, for a block
+
+The state is `memory` and `history` for the topological mixer; after it they are `next_memory` and
+`next_history`.
 
 `training/model.py` is traced through JAX; only builtin operators may come out. int8 quantizes the
 projections alone: weights per output row, activations per token as they come, so that no token
@@ -50,8 +53,8 @@ def convert(spec: ModelSpec, values: dict[str, np.ndarray]) -> bytes:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
-    def forward(held: Any, tokens: Any, memory: Any, history: Any) -> dict[str, Any]:
-        state = {"memory": memory, "history": history}
+    def forward(held: Any, tokens: Any, *parts: Any) -> dict[str, Any]:
+        state = dict(zip(state_shapes(spec), parts, strict=True))
         logits, state = model.forward(jnp, spec, held, tokens, state)
         return {"logits": logits, **{f"next_{n}": s for n, s in state.items()}}
 
@@ -63,7 +66,7 @@ def convert(spec: ModelSpec, values: dict[str, np.ndarray]) -> bytes:
 
     def entry(length: int) -> Any:
         return tf.function(
-            lambda tokens, memory, history: traced(module.held, tokens, memory, history),
+            lambda tokens, *state: traced(module.held, tokens, *state),
             input_signature=[tf.TensorSpec((1, length), tf.int32, "tokens"), *state],
             autograph=False,
         )

@@ -23,7 +23,7 @@ import numpy as np
 
 from tsm.export.tolerance import ToleranceError, check
 from tsm.runtime.artifact import ArtifactError, metadata_json, open_artifact, seal
-from tsm.runtime.engines import STATE, Engine, EngineError, open_engine
+from tsm.runtime.engines import Engine, EngineError, open_engine
 from tsm.training import model
 from tsm.training.checkpoint import load_model
 from tsm.training.spec import ModelSpec, SpecError, state_shapes
@@ -50,12 +50,19 @@ class ExportError(ValueError):
     """Weights that cannot become an artifact: found and wanted, in one line."""
 
 
-def export_main(name: str, about: str | None, suffix: str, build: Build, argv: Any) -> int:
+def export_main(
+    name: str,
+    about: str | None,
+    suffix: str,
+    build: Build,
+    argv: Any,
+    prefill_tokens: Callable[[ModelSpec], int] = lambda spec: spec.chunk,
+) -> int:
     """The command line of an exporter. `build` makes the file's bytes from (spec, weights,
     quantization, metadata), still to be sealed."""
     arguments = _parse(name, about, suffix, argv)
     try:
-        found = export(arguments.model, arguments.out, arguments.quantize, build)
+        found = export(arguments.model, arguments.out, arguments.quantize, build, prefill_tokens)
     except ToleranceError as error:
         print(f"{name}: {arguments.out}: not written: {error}", file=sys.stderr)
         return 1
@@ -78,7 +85,13 @@ def export_main(name: str, about: str | None, suffix: str, build: Build, argv: A
     return 0
 
 
-def export(source: Path, out: Path, quantization: str, build: Build) -> dict[str, Any]:
+def export(
+    source: Path,
+    out: Path,
+    quantization: str,
+    build: Build,
+    prefill_tokens: Callable[[ModelSpec], int],
+) -> dict[str, Any]:
     """Writes the artifact of the weights at `source` to `out`, verified; returns the figures."""
     spec, weights = load_model(source)
     if out.is_dir() or not out.parent.is_dir():
@@ -89,7 +102,7 @@ def export(source: Path, out: Path, quantization: str, build: Build) -> dict[str
             "quantization": quantization,
             "license": "Apache-2.0",
             "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-            "prefill_tokens": spec.chunk,
+            "prefill_tokens": prefill_tokens(spec),
             "state": {n: list(shape) for n, shape in state_shapes(spec).items()},
         }
     )
@@ -114,7 +127,7 @@ def verify(path: Path, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
     wanted, state = run_oracle(spec, weights, PASSAGE)
 
     figures = {"prefill": check(row, _rows(engine.logits_of(PASSAGE)), wanted, logits=True)}
-    for name in STATE:
+    for name in state:
         remembered = np.frombuffer(engine.get_state()[name], np.float32)
         check(row, remembered.reshape(state[name].shape), state[name])
     engine.reset()

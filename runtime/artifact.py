@@ -47,7 +47,7 @@ class Artifact:
     license: str
     source_sha256: str  # of the model.safetensors that it was made from
     prefill_tokens: int  # block length of the `prefill` entry
-    state: dict[str, list[int]]  # fp32 shapes of `memory` and `history`
+    state: dict[str, list[int]]  # fp32 shapes by name
 
 
 _KEYS = {f.name for f in fields(Artifact)} - {"path", "sha256"}

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tsm.runtime.artifact import Artifact
 
 VOCABULARY = 256  # tokens are bytes
-STATE = ("memory", "history")
 _FLOAT_BYTES = 4
 
 # The C library's calls have changed between minor versions (2.2 loads a model without its
@@ -69,8 +68,7 @@ class Engine(ABC):
 
     def reset(self) -> None:
         """Forgets everything read: the state of a fresh stream."""
-        shapes = self.artifact.state
-        self.set_state({n: bytes(math.prod(shapes[n]) * _FLOAT_BYTES) for n in STATE})
+        self.set_state({n: bytes(size) for n, size in self._state_bytes().items()})
 
     @abstractmethod
     def get_state(self) -> dict[str, bytes]:
@@ -78,11 +76,14 @@ class Engine(ABC):
 
     def set_state(self, state: dict[str, bytes]) -> None:
         """Continues from what `get_state` returned, exactly."""
-        wanted = {n: math.prod(self.artifact.state[n]) * _FLOAT_BYTES for n in STATE}
+        wanted = self._state_bytes()
         found = {n: len(value) for n, value in state.items()}
         if found != wanted:
             raise EngineError(f"state: bytes {found}, wanted {wanted}")
         self._write_state(state)
+
+    def _state_bytes(self) -> dict[str, int]:
+        return {n: math.prod(shape) * _FLOAT_BYTES for n, shape in self.artifact.state.items()}
 
     @abstractmethod
     def _write_state(self, state: dict[str, bytes]) -> None:
@@ -117,7 +118,7 @@ class LiteRtEngine(Engine):
         self._entries = {}  # tokens -> per value of _state: LiteRtRunCompiledModel's arguments
         for key, tokens in ((b"decode", 1), (b"prefill", self.block_tokens)):
             index, signature, inputs, outputs = self._signature(model, key)
-            for name in STATE:  # the same memory serves both signatures
+            for name in self.artifact.state:  # the same memory serves both signatures
                 for which in (0, 1):
                     if (name, which) not in buffers:
                         tensor = self._tensor("Input", signature, name)
@@ -128,7 +129,7 @@ class LiteRtEngine(Engine):
             runs = []
             for which in (0, 1):
                 handles = dict(own)
-                for name in STATE:
+                for name in self.artifact.state:
                     handles[name] = buffers[name, which]
                     handles[f"next_{name}"] = buffers[name, 1 - which]
                 arguments: list[Any] = [ctypes.c_size_t(index)]
@@ -140,10 +141,10 @@ class LiteRtEngine(Engine):
         self.reset()
 
     def get_state(self) -> dict[str, bytes]:
-        return {name: bytes(self._memory[name, self._state]) for name in STATE}
+        return {name: bytes(self._memory[name, self._state]) for name in self.artifact.state}
 
     def _write_state(self, state: dict[str, bytes]) -> None:
-        for name in STATE:
+        for name in self.artifact.state:
             self._memory[name, self._state][:] = state[name]
 
     def _run(self, tokens: bytes) -> array[float]:
@@ -201,7 +202,8 @@ class LiteRtEngine(Engine):
                     place = ctypes.c_size_t(i), ctypes.byref(text)
                     self._call(f"GetSignature{side}Name", signature, *place)
                     found.append((text.value or b"").decode())
-            wanted = {"tokens", *STATE}, {"logits", *(f"next_{n}" for n in STATE)}
+            state = self.artifact.state
+            wanted = {"tokens", *state}, {"logits", *(f"next_{n}" for n in state)}
             if (set(names["Input"]), set(names["Output"])) != wanted:
                 raise EngineError(f"{self.artifact.path}: {key.decode()} has {names}")
             return index, signature, names["Input"], names["Output"]
@@ -239,12 +241,12 @@ class NumpyEngine(Engine):
         self.reset()
 
     def get_state(self) -> dict[str, bytes]:
-        return {name: self._state[name].tobytes() for name in STATE}
+        return {name: self._state[name].tobytes() for name in self.artifact.state}
 
     def _write_state(self, state: dict[str, bytes]) -> None:
         import numpy
 
-        for name in STATE:
+        for name in self.artifact.state:
             value = numpy.frombuffer(state[name], numpy.float32)
             self._state[name] = value.reshape(self.artifact.state[name])
 
@@ -253,7 +255,7 @@ class NumpyEngine(Engine):
 
         row = numpy.frombuffer(tokens, numpy.uint8).astype(self._tokens_dtype)[None]  # (1, L)
         made = self._call({"tokens": row, **self._state})
-        self._state = {name: made[f"next_{name}"] for name in STATE}
+        self._state = {name: made[f"next_{name}"] for name in self.artifact.state}
         logits = array("f")
         logits.frombytes(made["logits"].tobytes())
         return logits

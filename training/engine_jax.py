@@ -34,7 +34,7 @@ class Engine:
         return optimizer.initial_state(jnp, self.spec, values)
 
     def _logits(self, values: dict[str, Any], tokens: Any, key: Any) -> Any:
-        state = model.initial_state(jnp, self.spec, tokens.shape[0])
+        state = model.initial_state(jnp, self.spec, tokens.shape[0], cached=0)
         return model.forward(jnp, self.spec, values, tokens, state, self._drop(key))[0]
 
     def _drop(self, key: Any) -> Any:

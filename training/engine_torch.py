@@ -53,7 +53,7 @@ class Engine:
         return optimizer.initial_state(xp, self.spec, values)
 
     def _logits(self, values: dict[str, Any], tokens: Any, drop: Any = lambda x: x) -> Any:
-        state = model.initial_state(xp, self.spec, tokens.shape[0])
+        state = model.initial_state(xp, self.spec, tokens.shape[0], cached=0)
         state = {name: part.to(self.device) for name, part in state.items()}
         return model.forward(xp, self.spec, values, tokens, state, drop)[0]
 

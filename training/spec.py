@@ -20,7 +20,7 @@ class SpecError(ValueError):
 class ModelSpec:
     """Everything needed to compute with a set of weights. Widths are in numbers of values."""
 
-    mixer: str = "topological"
+    mixer: str = "topological"  # of every layer, or as many names as layers, with commas
     vocabulary: int = 256  # tokens are bytes
     width: int = 384  # residual stream
     layers: int = 6
@@ -30,25 +30,48 @@ class ModelSpec:
     mlp_ratio: int = 4
     compression: int = 4  # k: tokens that the encoder's kernel spans
     chunk: int = 64  # tokens per chunk of the chunked form; changes speed, not the function
+    context: int = 256  # tokens back that the attention baselines see
+    stride: int = 1  # tokens that share their angles, made by the tokens before them
+    linformer_block: int = 16  # tokens that a Linformer compresses together
+    performer_features: int = 128  # random features of a Performer's head
+    rotation: bool = True  # T is complex; else its modulus alone
+    coupling: bool = True  # sin(rho) scales what is written
+    short: bool = True  # a convolution over k tokens before the projections
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name != "mixer" and (type(value) is not int or value < 1):
-                raise SpecError(f"spec: {f.name} is {value!r}, wanted a positive int")
-        if self.mixer not in MIXERS:
-            raise SpecError(f"spec: mixer is {self.mixer!r}, wanted one of {', '.join(MIXERS)}")
+            if type(value) is not type(f.default) or (type(value) is int and value < 1):
+                wanted = {int: "a positive int", bool: "true or false", str: "a string"}
+                raise SpecError(f"spec: {f.name} is {value!r}, wanted {wanted[type(f.default)]}")
+        names = self.mixer.split(",")
+        for name in names:
+            if name not in MIXERS:
+                raise SpecError(f"spec: mixer is {name!r}, wanted one of {', '.join(MIXERS)}")
+        if len(names) not in (1, self.layers):
+            raise SpecError(f"spec: {len(names)} mixers, wanted 1 or {self.layers} as layers")
+
+    @property
+    def layer_mixers(self) -> list[str]:
+        names = self.mixer.split(",")
+        return names if len(names) == self.layers else names * self.layers
+
+    @property
+    def read_width(self) -> int:
+        """Of what a topological head reads: its real and its imaginary part."""
+        return self.value_width * (2 if self.rotation else 1)
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
+        """A key that is missing, since an earlier version wrote the spec, has its default."""
         try:
             stored = json.loads(text)
         except json.JSONDecodeError as error:
             raise SpecError(f"spec: not JSON ({error})") from None
         known = {f.name for f in fields(cls)}
-        if not isinstance(stored, dict) or stored.keys() != known:
+        if not isinstance(stored, dict) or not stored.keys() <= known:
             found = sorted(stored) if isinstance(stored, dict) else type(stored).__name__
-            raise SpecError(f"spec: found keys {found}, wanted exactly {sorted(known)}")
+            raise SpecError(f"spec: found keys {found}, wanted only {sorted(known)}")
         return cls(**stored)
 
     def to_json(self) -> str:
@@ -86,15 +109,24 @@ def _radius_logit(time_scale: float) -> float:
     return math.log(fraction / (1 - fraction))
 
 
+def _dense(spec: ModelSpec, out: int) -> Weight:
+    width = ("width", spec.width)
+    return _matrix(("mixer_in", out), width, Init(std=spec.width**-0.5))
+
+
+def _back(spec: ModelSpec, into: int) -> Weight:
+    return _matrix(("width", spec.width), ("mixer_read", into), Init())
+
+
 def _topological(spec: ModelSpec) -> dict[str, Weight]:
-    d, h, k = ("width", spec.width), spec.heads, spec.compression
-    keys, values = h * spec.key_width, h * spec.value_width
-    dense = Init(std=spec.width**-0.5)
-    return {
+    h, k = spec.heads, spec.compression
+    keys, values, read = (h * w for w in (spec.key_width, spec.value_width, spec.read_width))
+    table = {
         "short": Weight((k, spec.width), ("tap", "width")),
         "encoder.kernel": Weight(
             (k * 3 * h, spec.width), ("parameter", "width"), Init(std=0.1 * spec.width**-0.5)
         ),
+        "encoder.upsample": Weight((spec.stride, 3 * h), ("place", "parameter"), Init(0, 1, 1)),
         # Heads start as a bank of memories of 2 to 256 tokens that turn at -0.3 to 0.3 radians
         # a token: chi near pi/4, so that delta rotates and hardly damps.
         "encoder.delta": Weight((h,), ("head",), Init(low=-0.2, high=0.2)),
@@ -103,12 +135,103 @@ def _topological(spec: ModelSpec) -> dict[str, Weight]:
             (h,), ("head",), Init(low=_radius_logit(2), high=_radius_logit(256))
         ),
         # query, key, value, and a gate for the real and the imaginary part of what is read
-        "in": _matrix(("mixer_in", 2 * keys + 3 * values), d, dense),
-        "out": _matrix(d, ("mixer_read", 2 * values), Init()),
+        "in": _dense(spec, 2 * keys + values + read),
+        "out": _back(spec, read),
+    }
+    unused = [] if spec.short else ["short"]
+    unused += [] if spec.stride > 1 else ["encoder.upsample"]
+    return {name: weight for name, weight in table.items() if name not in unused}
+
+
+def _topological_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "memory": (spec.heads, spec.key_width, spec.read_width),
+        "history": (spec.compression - 1, spec.width),
+    }
+    if spec.stride > 1:
+        shapes |= {"held": (1, 3 * spec.heads), "count": (1,)}
+    return shapes
+
+
+def _attention(spec: ModelSpec) -> dict[str, Weight]:
+    keys, values = spec.heads * spec.key_width, spec.heads * spec.value_width
+    return {"in": _dense(spec, 2 * keys + values), "out": _back(spec, values)}
+
+
+def _attention_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "keys": (spec.heads, cached, spec.key_width),
+        "values": (spec.heads, cached, spec.value_width),
+        "valid": (cached,),  # 1 where a token was, 0 before the stream's start
     }
 
 
-MIXERS = {"topological": _topological}
+def _performer_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
+    return {"sums": (spec.heads, spec.performer_features, spec.value_width + 1)}
+
+
+def _linformer(spec: ModelSpec) -> dict[str, Weight]:
+    h, block, slots = spec.heads, spec.linformer_block, spec.linformer_block // spec.compression
+    mean = Init(std=0.1, low=1 / block, high=1 / block)
+    return _attention(spec) | {
+        "compress": Weight((h, slots, block), ("head", "slot", "token"), mean),
+        "bias.token": Weight((h, block), ("head", "distance")),
+        "bias.slot": Weight((h, spec.context // block - 1, slots), ("head", "distance", "slot")),
+    }
+
+
+def _linformer_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
+    return _attention_state(spec, cached) | {"count": (1,)}  # tokens since the last whole block
+
+
+def _mingru(spec: ModelSpec) -> dict[str, Weight]:
+    inner = spec.heads * spec.value_width
+    return {
+        "short": Weight((spec.compression, spec.width), ("tap", "width")),
+        "bias": Weight((inner,), ("inner",), Init(low=-4, high=1)),  # memories of 1 to 50 tokens
+        "in": _dense(spec, 3 * inner),  # update gate, candidate, output gate
+        "out": _back(spec, inner),
+    }
+
+
+def _mingru_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "hidden": (spec.heads * spec.value_width,),
+        "history": (spec.compression - 1, spec.width),
+    }
+
+
+def _seed(spec: ModelSpec) -> dict[str, Weight]:
+    h, k, inner = spec.heads, spec.compression, spec.heads * spec.value_width
+    return {
+        "encoder.kernel": Weight(
+            (k * 3 * h, spec.width), ("parameter", "width"), Init(std=0.1 * spec.width**-0.5)
+        ),
+        "encoder.bias": Weight((3 * h,), ("parameter",)),
+        "upsample": Weight((k, 3 * h), ("place", "parameter"), Init(low=1, high=1)),
+        "upsample.values": Weight((k, inner), ("place", "inner"), Init(low=1, high=1)),
+        "in": _dense(spec, inner),
+        "out": _back(spec, 2 * inner),
+    }
+
+
+def _seed_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "history": (2 * spec.compression - 1, spec.width),
+        "count": (1,),  # tokens since the last whole chunk
+    }
+
+
+# How a mixer's weights and its state (without layers and batch) follow from the spec.
+MIXERS = {
+    "topological": (_topological, _topological_state),
+    "attention": (_attention, _attention_state),
+    "performer": (_attention, _performer_state),
+    "linformer": (_linformer, _linformer_state),
+    "mingru": (_mingru, _mingru_state),
+    "seed": (_seed, _seed_state),
+    "seed-leaking": (_seed, _seed_state),
+}
 
 PRESETS = {
     "shakespeare": ModelSpec(),  # the reference: 13.6M parameters
@@ -121,8 +244,8 @@ def weights(spec: ModelSpec) -> dict[str, Weight]:
     d = ("width", spec.width)
     vocabulary, hidden = ("vocabulary", spec.vocabulary), ("mlp", spec.mlp_ratio * spec.width)
     table = {"embed": Weight((spec.vocabulary, spec.width), ("vocabulary", "width"), Init(std=0.5))}
-    for layer in range(spec.layers):
-        for name, weight in MIXERS[spec.mixer](spec).items():
+    for layer, mixer in enumerate(spec.layer_mixers):
+        for name, weight in MIXERS[mixer][0](spec).items():
             table[f"blocks.{layer}.mixer.{name}"] = weight
         table[f"blocks.{layer}.mlp.in"] = _matrix(hidden, d, Init(std=spec.width**-0.5))
         table[f"blocks.{layer}.mlp.out"] = _matrix(d, hidden, Init())
@@ -134,15 +257,22 @@ def parameter_count(spec: ModelSpec) -> int:
     return sum(math.prod(weight.shape) for weight in weights(spec).values())
 
 
-def state_shapes(spec: ModelSpec, batch: int = 1) -> dict[str, tuple[int, ...]]:
-    """What the model carries from one token to the next, all fp32: `memory`, the topological
-    state S (real parts, then imaginary, side by side), and `history`, the inputs that the
-    convolutions still reach. Its size does not depend on the length of the text."""
-    s = spec
-    return {
-        "memory": (s.layers, batch, s.heads, s.key_width, 2 * s.value_width),
-        "history": (s.layers, batch, s.compression - 1, s.width),
-    }
+def state_shapes(
+    spec: ModelSpec, batch: int = 1, cached: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """What the model carries from one token to the next, all fp32: (layers that have it, batch,
+    ...). Of the topological mixer `memory`, the state S (real parts, then imaginary, side by
+    side), and `history`, the inputs that the convolutions still reach. No size depends on the
+    length of the text. cached: tokens in an attention's cache; by default all of its context."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for mixer in spec.layer_mixers:
+        own = MIXERS[mixer][1](spec, spec.context if cached is None else cached)
+        for name, shape in own.items():
+            layers = shapes[name][0] if name in shapes else 0
+            if layers and shapes[name][2:] != shape:
+                raise SpecError(f"spec: mixers {spec.mixer} disagree on the state {name}")
+            shapes[name] = (layers + 1, batch, *shape)
+    return shapes
 
 
 def check_weights(spec: ModelSpec, found: dict[str, Any], source: str) -> None:

@@ -1,0 +1,238 @@
+"""Every mixer in the block: the same function in each form and library, and causal; each baseline
+against a plain form of its own definition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import array_api_compat.numpy as np_xp
+import array_api_compat.torch as torch_xp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tsm.export.tolerance import check
+from tsm.training import model
+from tsm.training.mixers import attention, performer
+from tsm.training.spec import MIXERS, PRESETS, ModelSpec, SpecError
+
+BASE = replace(PRESETS["tiny"], context=64)
+CAUSAL = {name: replace(BASE, mixer=name) for name in MIXERS if name != "seed-leaking"} | {
+    "no rotation": replace(BASE, rotation=False),
+    "no coupling": replace(BASE, coupling=False),
+    "no short convolution": replace(BASE, short=False),
+    "stride": replace(BASE, stride=4),
+    "mixed": replace(BASE, mixer="topological,attention", context=16),
+}
+LENGTH = 75  # past the context, and no whole number of chunks or blocks
+PLACE = 42  # of the byte that changes: within a chunk, a block and a stride
+
+
+def weights_of(spec: ModelSpec) -> dict[str, np.ndarray]:
+    """Of a model in which every part matters: none zero, none constant."""
+    random = np.random.default_rng(1)
+    return {
+        name: (value + 0.1 * random.standard_normal(value.shape)).astype(np.float32)
+        for name, value in model.initialise(spec, 0).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (2, LENGTH))
+
+
+def in_numpy(spec, tokens, state=None, cached=None):
+    state = state or model.initial_state(np_xp, spec, len(tokens), cached)
+    return model.forward(np_xp, spec, weights_of(spec), tokens, state)
+
+
+def in_torch(spec, tokens):
+    values = {n: torch.from_numpy(v) for n, v in weights_of(spec).items()}
+    state = model.initial_state(torch_xp, spec, len(tokens))
+    logits, _ = model.forward(torch_xp, spec, values, torch.from_numpy(tokens), state)
+    return logits.numpy()
+
+
+def in_jax(spec, tokens):
+    state = model.initial_state(jnp, spec, len(tokens))
+    run = jax.jit(lambda v, t, s: model.forward(jnp, spec, v, t, s)[0])
+    return np.asarray(run(weights_of(spec), tokens, state))
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_pieces_of_any_length_are_the_whole(name, tokens):
+    spec = CAUSAL[name]
+    wanted, wanted_state = in_numpy(spec, tokens)
+    for cuts in (list(range(LENGTH + 1)), [0, 30, 37, 38, LENGTH]):
+        state, rows = None, []
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            logits, state = in_numpy(spec, tokens[:, start:end], state)
+            rows.append(logits)
+        check("forms", np.concatenate(rows, axis=1), wanted)
+        for part in wanted_state:
+            check("forms", state[part], wanted_state[part])
+    check("forms", in_numpy(spec, tokens, cached=0)[0], wanted)  # as training calls it
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, "seed-leaking"])
+@pytest.mark.parametrize("backend", [in_torch, in_jax])
+def test_array_libraries_agree(name, backend, tokens):
+    spec = CAUSAL.get(name) or replace(BASE, mixer=name)
+    check("libraries", backend(spec, tokens), in_numpy(spec, tokens)[0])
+
+
+def difference(spec, tokens, backend):
+    changed = tokens.copy()
+    changed[:, PLACE] = (changed[:, PLACE] + 128) % 256
+    return np.abs(backend(spec, changed) - backend(spec, tokens)).max(axis=(0, 2))
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("backend", [lambda s, t: in_numpy(s, t)[0], in_torch, in_jax])
+def test_no_logit_sees_a_later_byte(name, backend, tokens):
+    moved = difference(CAUSAL[name], tokens, backend)
+    assert not moved[:PLACE].any() and moved[PLACE:].any()
+
+
+def test_the_original_mixer_leaks(tokens):
+    """The specimen: a byte moves the logits of bytes before it, back to where its chunk starts."""
+    spec = replace(BASE, mixer="seed-leaking")
+    moved = difference(spec, tokens, lambda s, t: in_numpy(s, t)[0])
+    start = PLACE // spec.compression * spec.compression
+    assert start < PLACE and moved[start:PLACE].all() and not moved[:start].any()
+
+
+def test_nothing_crosses_a_chunk_in_the_original_mixer(tokens):
+    """No recurrence: a byte reaches its own chunk alone, however many layers there are."""
+    spec = replace(BASE, mixer="seed-leaking")
+    moved = difference(spec, tokens, lambda s, t: in_numpy(s, t)[0])
+    assert not moved[(PLACE // spec.compression + 1) * spec.compression :].any()
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_every_weight_learns(name, tokens):
+    spec = CAUSAL[name]
+    values = {n: torch.from_numpy(v).requires_grad_() for n, v in weights_of(spec).items()}
+    state = model.initial_state(torch_xp, spec, len(tokens), cached=0)
+    inputs = torch.from_numpy(tokens)
+    logits, _ = model.forward(torch_xp, spec, values, inputs[:, :-1], state)
+    model.loss(torch_xp, logits, inputs[:, 1:]).mean().backward()
+    for weight, value in values.items():
+        assert value.grad is not None and torch.isfinite(value.grad).all(), weight
+        assert value.grad.abs().max() > 0, weight
+
+
+def test_attention_is_pytorch_s(tokens):
+    spec = replace(BASE, mixer="attention", context=1000)
+    values = {n: torch.from_numpy(v) for n, v in weights_of(spec).items()}
+    x = torch.from_numpy(np.random.default_rng(3).standard_normal((2, LENGTH, spec.width)))
+    x, name = x.float(), "blocks.0.mixer"
+    state = {"keys": (2, 2, 0, 16), "values": (2, 2, 0, 32), "valid": (2, 0)}
+    empty = {n: torch.zeros(shape) for n, shape in state.items()}
+    found, _ = attention.attention(torch_xp, spec, values, name, x, empty)
+    query, key, value = attention.project(torch_xp, spec, values, name, x)
+    query, key = attention.rotate(torch_xp, query), attention.rotate(torch_xp, key)
+    read = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    wanted = read.permute(0, 2, 1, 3).reshape(2, LENGTH, -1) @ values[f"{name}.out"].T
+    check("forms", found.numpy(), wanted.numpy())
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    random = np.random.default_rng(3)
+    query, key = (np.tile(random.standard_normal((1, 1, 1, 16)), (1, 1, 40, 1)) for _ in range(2))
+    scores = attention.rotate(np_xp, query) @ attention.rotate(np_xp, key).swapaxes(-1, -2)
+    for distance in (0, 1, 17):
+        band = np.diagonal(scores[0, 0], -distance)
+        assert np.ptp(band) < 1e-5
+    assert np.ptp(scores) > 1
+
+
+def test_performer_s_running_sums_are_the_quadratic_form():
+    random = np.random.default_rng(4)
+    query, key = (np.abs(random.standard_normal((2, 3, 64, 8))) for _ in range(2))
+    value = random.standard_normal((2, 3, 64, 5))
+    sums = random.standard_normal((2, 3, 8, 5))
+    found, last = performer.running_sums(np_xp, query, key, value, sums, chunk=16)
+    causal = np.tril(query @ key.swapaxes(-1, -2))
+    check("forms", found, causal @ value + query @ sums)
+    check("forms", last, sums + key.swapaxes(-1, -2) @ value)
+
+
+def test_performer_s_features_approximate_softmax():
+    """Their products have the mean exp(q.k / sqrt(K)): the error falls with their number."""
+    random = np.random.default_rng(5)
+    draw = lambda: 0.5 * random.standard_normal((1, 1, 200, 16)).astype(np.float32)  # noqa: E731
+    query, key = draw(), draw()
+    wanted = np.exp(query @ key.swapaxes(-1, -2) / 4)
+    errors = [
+        np.abs(
+            performer.features(np_xp, query, m)
+            @ performer.features(np_xp, key, m).swapaxes(-1, -2)
+            / wanted
+            - 1
+        ).mean()
+        for m in (32, 512, 8192)
+    ]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.05
+
+
+def test_mingru_is_its_equation(tokens):
+    spec = replace(BASE, mixer="mingru")
+    values, name = weights_of(spec), "blocks.0.mixer"
+    x = np.random.default_rng(6).standard_normal((1, LENGTH, spec.width)).astype(np.float32)
+    state = {"hidden": np.zeros((1, 64), np.float32), "history": np.zeros((1, 3, 64), np.float32)}
+    found, _ = model.MIX["mingru"](np_xp, spec, values, name, x, state)
+    padded = np.concatenate([state["history"], x], axis=1)
+    taps = values[f"{name}.short"]
+    hidden, rows = np.zeros(64), []
+    for t in range(LENGTH):
+        mixed = x[0, t] + (padded[0, t : t + 4] * taps).sum(axis=0)
+        update, candidate, gate = np.split(values[f"{name}.in"] @ mixed, 3)
+        update = 1 / (1 + np.exp(-update - values[f"{name}.bias"]))
+        hidden = (1 - update) * hidden + update * candidate
+        read = hidden / np.sqrt((hidden**2).mean() + 1e-6) * gate / (1 + np.exp(-gate))
+        rows.append(values[f"{name}.out"] @ read)
+    check("forms", found[0], np.stack(rows))
+
+
+def test_linformer_attends_as_it_says(tokens):
+    """Token by token: its own block up to itself, and the compressed blocks before it."""
+    spec = replace(BASE, mixer="linformer")
+    values, name, block = weights_of(spec), "blocks.0.mixer", spec.linformer_block
+    x = np.random.default_rng(7).standard_normal((1, LENGTH, spec.width)).astype(np.float32)
+    state = model.initial_state(np_xp, replace(spec, layers=1), 1)
+    own = {n: s[0] for n, s in state.items()}
+    found, _ = model.MIX["linformer"](np_xp, spec, values, name, x, own)
+    query, key, value = attention.project(np_xp, spec, values, name, x)
+    rows = []
+    for t in range(LENGTH):
+        heads, first = [], t // block * block
+        for h in range(spec.heads):
+            logits, reads = [], []
+            for s in range(first, t + 1):
+                bias = values[f"{name}.bias.token"][h, t - s]
+                logits.append(query[0, h, t] @ key[0, h, s] / 4 + bias)
+                reads.append(value[0, h, s])
+            table = values[f"{name}.bias.slot"][h]
+            for back in range(1, min(len(table), t // block) + 1):
+                part = slice(first - back * block, first - (back - 1) * block)
+                compress = values[f"{name}.compress"][h]
+                slots = compress @ key[0, h, part]
+                slots = slots / np.sqrt((slots**2).mean(axis=-1, keepdims=True) + 1e-6)
+                logits += list(slots @ query[0, h, t] / 4 + table[back - 1])
+                reads += list(compress @ value[0, h, part])
+            mass = np.exp(logits)
+            heads.append(mass @ np.stack(reads) / mass.sum())
+        rows.append(values[f"{name}.out"] @ np.concatenate(heads))
+    check("forms", found[0], np.stack(rows))
+
+
+def test_a_layer_each():
+    with pytest.raises(SpecError, match="3 mixers, wanted 1 or 2"):
+        replace(BASE, mixer="topological,attention,attention")
+    with pytest.raises(SpecError, match="mixer is 'convolution'"):
+        replace(BASE, mixer="topological,convolution")
+    assert replace(BASE, mixer="topological,attention").layer_mixers == ["topological", "attention"]

@@ -1,0 +1,43 @@
+"""Baseline: minGRU (Feng et al. 2024, "Were RNNs All We Needed?", arXiv 2410.01201): a gated
+linear recurrence per channel, behind the same short convolution and output gate as the
+topological mixer has.
+
+    h_t = (1 - z_t) h_{t-1} + z_t candidate_t
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+
+from tsm.training.mixers.primitives import (
+    Array,
+    State,
+    Weights,
+    linear,
+    rms_norm,
+    scan,
+    short_convolution,
+    sigmoid,
+)
+from tsm.training.spec import ModelSpec
+
+
+def mingru(
+    xp: Any, spec: ModelSpec, weights: Weights, name: str, x: Float[Array, "B L D"], state: State
+) -> tuple[Float[Array, "B L D"], State]:
+    length, inner = x.shape[1], spec.heads * spec.value_width
+    window = xp.concat([state["history"], x], axis=1)
+    x = x + short_convolution(window, weights[f"{name}.short"])
+    projected = linear(xp, x, weights[f"{name}.in"])  # (B, L, 3 inner)
+    update, candidate, gate = (projected[..., i * inner : (i + 1) * inner] for i in range(3))
+    update = sigmoid(xp, update + weights[f"{name}.bias"])
+    # `scan` runs over axis 2 and returns what was before each token: shift by one to read after.
+    before, hidden = scan(
+        xp, (1 - update)[:, None], (update * candidate)[:, None], state["hidden"][:, None]
+    )
+    read = xp.concat([before[:, 0, 1:], hidden], axis=1)  # (B, L, inner)
+    read = rms_norm(xp, read) * gate * sigmoid(xp, gate)
+    made = {"hidden": hidden[:, 0], "history": window[:, length:]}
+    return linear(xp, read, weights[f"{name}.out"]), made

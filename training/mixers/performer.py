@@ -1,0 +1,91 @@
+"""Baseline: Performer, softmax attention approximated by positive random features (FAVOR+,
+Choromanski et al. 2020, arXiv 2009.14794), causal by running sums over chunks: O(n).
+
+The features are orthogonal draws from a fixed seed, the same for every head and layer. Their
+usual stabiliser, the greatest exponent over the sequence, would let a token see its future by
+a rounding; the normalised queries and keys bound the exponents instead.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from tsm.training.mixers.attention import project
+from tsm.training.mixers.primitives import (
+    Array,
+    State,
+    Weights,
+    constant,
+    join_heads,
+    linear,
+    scan,
+)
+from tsm.training.spec import ModelSpec
+
+
+def performer(
+    xp: Any, spec: ModelSpec, weights: Weights, name: str, x: Float[Array, "B L D"], state: State
+) -> tuple[Float[Array, "B L D"], State]:
+    query, key, value = project(xp, spec, weights, name, x)
+    query, key = (features(xp, part, spec.performer_features) for part in (query, key))
+    value = xp.concat([value, xp.ones_like(value[..., :1])], axis=-1)  # the sum of the weights too
+    sums, length = state["sums"], x.shape[1]
+    reads = []
+    for start, end in _pieces(length, spec.chunk):
+        parts = (part[:, :, start:end] for part in (query, key, value))
+        read, sums = running_sums(xp, *parts, sums=sums, chunk=min(spec.chunk, end - start))
+        reads.append(read)
+    read = xp.concat(reads, axis=2)
+    read = read[..., :-1] / read[..., -1:]
+    return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), {"sums": sums}
+
+
+def features(xp: Any, x: Float[Array, "B H L K"], count: int) -> Float[Array, "B H L M"]:
+    """exp(w.x - |x|^2/2) / sqrt(M): products of these have the mean exp(x.y / sqrt(K))."""
+    drawn = constant(xp, _directions(x.shape[-1], count), x)
+    drawn = xp.broadcast_to(drawn, (*x.shape[:2], *drawn.shape))  # TFLite wants equal ranks
+    x = x / x.shape[-1] ** 0.25
+    exponent = x @ drawn - xp.sum(x * x, axis=-1, keepdims=True) / 2
+    return xp.exp(exponent) / count**0.5
+
+
+@cache
+def _directions(width: int, count: int) -> np.ndarray:
+    """(width, count) of normal vectors, orthogonal within each group of `width`."""
+    random = np.random.Generator(np.random.Philox(0))
+    groups = []
+    for _ in range(-(-count // width)):
+        directions, _ = np.linalg.qr(random.standard_normal((width, width)))
+        groups.append(directions * np.linalg.norm(random.standard_normal((width, width)), axis=0))
+    return np.concatenate(groups, axis=1)[:, :count].astype(np.float32)
+
+
+def running_sums(
+    xp: Any,
+    query: Float[Array, "B H L M"],
+    key: Float[Array, "B H L M"],
+    value: Float[Array, "B H L V"],
+    sums: Float[Array, "B H M V"],
+    chunk: int,
+) -> tuple[Float[Array, "B H L V"], Float[Array, "B H M V"]]:
+    """query_t of the sum of key_s (x) value_s over s <= t, L being whole chunks."""
+    batch, heads, length, _ = query.shape
+
+    def split(x: Array) -> Array:  # (B, H, N, C, -)
+        return xp.reshape(x, (batch, heads, length // chunk, chunk, x.shape[-1]))
+
+    query, key, value = split(query), split(key), split(value)
+    within = xp.tril(query @ xp.matrix_transpose(key)) @ value
+    written = xp.matrix_transpose(key) @ value  # (B, H, N, M, V)
+    before, sums = scan(xp, xp.ones_like(written[..., :1, :1]), written, sums)
+    read = within + query @ before
+    return xp.reshape(read, (batch, heads, length, value.shape[-1])), sums
+
+
+def _pieces(length: int, chunk: int) -> list[tuple[int, int]]:
+    whole = length // chunk * chunk
+    return [(a, b) for a, b in ((0, whole), (whole, length)) if a < b]
