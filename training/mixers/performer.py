@@ -59,7 +59,8 @@ def _directions(width: int, count: int) -> np.ndarray:
     random = np.random.Generator(np.random.Philox(0))
     groups = []
     for _ in range(-(-count // width)):
-        directions, _ = np.linalg.qr(random.standard_normal((width, width)))
+        directions, triangle = np.linalg.qr(random.standard_normal((width, width)))
+        directions *= np.sign(np.diag(triangle))  # else the first coordinates lean to one side
         groups.append(directions * np.linalg.norm(random.standard_normal((width, width)), axis=0))
     return np.concatenate(groups, axis=1)[:, :count].astype(np.float32)
 
