@@ -15,8 +15,8 @@ import torch
 
 from tsm.export.tolerance import check
 from tsm.training import model
-from tsm.training.mixers import attention, performer
-from tsm.training.spec import MIXERS, PRESETS, ModelSpec, SpecError
+from tsm.training.mixers import attention, performer, primitives, torch_scan
+from tsm.training.spec import MIXERS, PRESETS, ModelSpec, SpecError, parameter_count
 
 BASE = replace(PRESETS["tiny"], context=64)
 CAUSAL = {name: replace(BASE, mixer=name) for name in MIXERS if name != "seed-leaking"} | {
@@ -24,6 +24,7 @@ CAUSAL = {name: replace(BASE, mixer=name) for name in MIXERS if name != "seed-le
     "no coupling": replace(BASE, coupling=False),
     "no short convolution": replace(BASE, short=False),
     "stride": replace(BASE, stride=4),
+    "GPT-2": replace(BASE, mixer="gpt2"),
     "mixed": replace(BASE, mixer="topological,attention", context=16),
 }
 LENGTH = 75  # past the context, and no whole number of chunks or blocks
@@ -133,10 +134,9 @@ def test_attention_is_pytorch_s(tokens):
     state = {"keys": (2, 2, 0, 16), "values": (2, 2, 0, 32), "valid": (2, 0)}
     empty = {n: torch.zeros(shape) for n, shape in state.items()}
     found, _ = attention.attention(torch_xp, spec, values, name, x, empty)
-    query, key, value = attention.project(torch_xp, spec, values, name, x)
-    query, key = attention.rotate(torch_xp, query), attention.rotate(torch_xp, key)
-    read = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    wanted = read.permute(0, 2, 1, 3).reshape(2, LENGTH, -1) @ values[f"{name}.out"].T
+    fused = replace(spec, fused=True)
+    wanted, _ = attention.attention(torch_xp, fused, values, name, x, empty)
+    assert not np.array_equal(found, wanted)  # another kernel computed it
     check("forms", found.numpy(), wanted.numpy())
 
 
@@ -148,6 +148,16 @@ def test_rotary_scores_depend_on_distance_alone():
         band = np.diagonal(scores[0, 0], -distance)
         assert np.ptp(band) < 1e-5
     assert np.ptp(scores) > 1
+
+
+def test_pytorch_s_own_scan_is_the_plain_one():
+    random = np.random.default_rng(8)
+    shapes = (2, 3, 21, 1, 1), (2, 3, 21, 4, 5), (2, 3, 4, 5)
+    inputs = [torch.from_numpy(random.uniform(0.2, 1, s)).requires_grad_() for s in shapes]
+    wanted = primitives.scan(np_xp, *(x.detach().numpy() for x in inputs))
+    for found, one in zip(torch_scan.scan(*inputs), wanted, strict=True):
+        check("forms", found.detach().numpy(), one)
+    assert torch.autograd.gradcheck(torch_scan.scan, inputs)
 
 
 def test_performer_s_running_sums_are_the_quadratic_form():
@@ -228,6 +238,10 @@ def test_linformer_attends_as_it_says(tokens):
             heads.append(mass @ np.stack(reads) / mass.sum())
         rows.append(values[f"{name}.out"] @ np.concatenate(heads))
     check("forms", found[0], np.stack(rows))
+
+
+def test_gpt2_small_has_its_124_million_parameters():
+    assert parameter_count(PRESETS["gpt2-small"]) == 124_439_808
 
 
 def test_a_layer_each():

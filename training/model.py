@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from tsm.training import gpt2
 from tsm.training.mixers.attention import attention
 from tsm.training.mixers.linformer import linformer
 from tsm.training.mixers.mingru import mingru
@@ -37,7 +38,7 @@ from tsm.training.mixers.performer import performer
 from tsm.training.mixers.primitives import Array, State, Weights, linear, rms_norm
 from tsm.training.mixers.seed import leaking_seed_mixer, seed_mixer
 from tsm.training.mixers.topological import implicit_attention
-from tsm.training.spec import MIXERS, ModelSpec, state_shapes, weights
+from tsm.training.spec import GPT2, MIXERS, ModelSpec, state_shapes, weights
 
 # (xp, spec, weights, name, normalised x (B, L, D), state) -> (mixed x, state)
 MIX: dict[str, Callable[..., tuple[Array, State]]] = {
@@ -95,6 +96,8 @@ def forward(
     tokens: integers in [0, vocabulary). state: as `initial_state` makes it, or as returned.
     L = 1 is one step of generation; any other L gives the same function in chunked form.
     """
+    if spec.mixer == GPT2:
+        return gpt2.forward(xp, spec, weights, tokens, state, dropout)
     x = xp.take(weights["embed"], xp.reshape(tokens, (-1,)), axis=0)
     x = dropout(xp.reshape(x, (*tokens.shape, spec.width)))  # (B, L, D)
     made: dict[str, list[Array]] = {name: [] for name in state}

@@ -31,6 +31,7 @@ class ModelSpec:
     compression: int = 4  # k: tokens that the encoder's kernel spans
     chunk: int = 64  # tokens per chunk of the chunked form; changes speed, not the function
     context: int = 256  # tokens back that the attention baselines see
+    fused: bool = False  # attention by PyTorch's kernel in training: speed, not the function
     stride: int = 1  # tokens that share their angles, made by the tokens before them
     linformer_block: int = 16  # tokens that a Linformer compresses together
     performer_features: int = 128  # random features of a Performer's head
@@ -46,8 +47,9 @@ class ModelSpec:
                 raise SpecError(f"spec: {f.name} is {value!r}, wanted {wanted[type(f.default)]}")
         names = self.mixer.split(",")
         for name in names:
-            if name not in MIXERS:
-                raise SpecError(f"spec: mixer is {name!r}, wanted one of {', '.join(MIXERS)}")
+            if name not in MIXERS and self.mixer != GPT2:
+                known = ", ".join([*MIXERS, GPT2])
+                raise SpecError(f"spec: mixer is {name!r}, wanted one of {known}")
         if len(names) not in (1, self.layers):
             raise SpecError(f"spec: {len(names)} mixers, wanted 1 or {self.layers} as layers")
 
@@ -222,7 +224,45 @@ def _seed_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+def _gpt2(spec: ModelSpec) -> dict[str, Weight]:
+    """GPT-2 whole: the one baseline with a block of its own (`training/gpt2.py`)."""
+    d, dense = ("width", spec.width), Init(std=0.02)
+    back = Init(std=0.02 / math.sqrt(2 * spec.layers))
+    hidden, inner = ("mlp", spec.mlp_ratio * spec.width), ("mixer_in", 3 * spec.width)
+
+    def vector(axis: tuple[str, int], value: float = 0) -> Weight:
+        return Weight((axis[1],), (axis[0],), Init(low=value, high=value))
+
+    table = {
+        "embed": Weight((spec.vocabulary, spec.width), ("vocabulary", "width"), dense),
+        "position": Weight((spec.context, spec.width), ("position", "width"), Init(std=0.01)),
+    }
+    for layer in range(spec.layers):
+        block = {
+            "norm1.gain": vector(d, 1),
+            "norm1.bias": vector(d),
+            "mixer.in": _matrix(inner, d, dense),
+            "mixer.in.bias": vector(inner),
+            "mixer.out": _matrix(d, d, back),
+            "mixer.out.bias": vector(d),
+            "norm2.gain": vector(d, 1),
+            "norm2.bias": vector(d),
+            "mlp.in": _matrix(hidden, d, dense),
+            "mlp.in.bias": vector(hidden),
+            "mlp.out": _matrix(d, hidden, back),
+            "mlp.out.bias": vector(d),
+        }
+        table |= {f"blocks.{layer}.{name}": weight for name, weight in block.items()}
+    return table | {"norm.gain": vector(d, 1), "norm.bias": vector(d)}
+
+
+def _gpt2_state(spec: ModelSpec, batch: int, cached: int) -> dict[str, tuple[int, ...]]:
+    cache = (spec.layers, batch, spec.heads, cached, spec.width // spec.heads)
+    return {"keys": cache, "values": cache, "valid": (1, batch, cached), "count": (1, batch, 1)}
+
+
 # How a mixer's weights and its state (without layers and batch) follow from the spec.
+GPT2 = "gpt2"
 MIXERS = {
     "topological": (_topological, _topological_state),
     "attention": (_attention, _attention_state),
@@ -235,12 +275,18 @@ MIXERS = {
 
 PRESETS = {
     "shakespeare": ModelSpec(),  # the reference: 13.6M parameters
+    # GPT-2 Small's own shape, 124M parameters, for what it costs; its tokens are not bytes.
+    "gpt2-small": ModelSpec(
+        mixer=GPT2, vocabulary=50_257, width=768, layers=12, heads=12, context=1024
+    ),
     "tiny": ModelSpec(width=64, layers=2, heads=2, key_width=16, value_width=32, chunk=32),
 }
 
 
 def weights(spec: ModelSpec) -> dict[str, Weight]:
     """The table: every weight of a model of this spec by its dotted name, in order of use."""
+    if spec.mixer == GPT2:
+        return _gpt2(spec)
     d = ("width", spec.width)
     vocabulary, hidden = ("vocabulary", spec.vocabulary), ("mlp", spec.mlp_ratio * spec.width)
     table = {"embed": Weight((spec.vocabulary, spec.width), ("vocabulary", "width"), Init(std=0.5))}
@@ -264,9 +310,12 @@ def state_shapes(
     ...). Of the topological mixer `memory`, the state S (real parts, then imaginary, side by
     side), and `history`, the inputs that the convolutions still reach. No size depends on the
     length of the text. cached: tokens in an attention's cache; by default all of its context."""
+    cached = spec.context if cached is None else cached
+    if spec.mixer == GPT2:
+        return _gpt2_state(spec, batch, cached)
     shapes: dict[str, tuple[int, ...]] = {}
     for mixer in spec.layer_mixers:
-        own = MIXERS[mixer][1](spec, spec.context if cached is None else cached)
+        own = MIXERS[mixer][1](spec, cached)
         for name, shape in own.items():
             layers = shapes[name][0] if name in shapes else 0
             if layers and shapes[name][2:] != shape:

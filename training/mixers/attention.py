@@ -36,7 +36,11 @@ def attention(
     valid = xp.concat([state["valid"], xp.ones_like(x[:, :, 0])], axis=1)  # (B, cached+L)
     made = {"keys": key[:, :, length:], "values": value[:, :, length:], "valid": valid[:, length:]}
     turned = rotate(xp, key)
-    query = rotate(xp, query, turned) / key.shape[-1] ** 0.5
+    query = rotate(xp, query, turned)
+    if spec.fused and cached == 0 and length <= spec.context + 1:
+        read = fused_read(query, turned, value)
+        return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), made
+    query = query / key.shape[-1] ** 0.5
     scores = query @ xp.matrix_transpose(turned)  # (B, H, L, cached+L), at most sqrt(K) in size
     # Softmax without its maximum, which the bound replaces: a later score changes no bit.
     mass = xp.tril(xp.exp(scores - key.shape[-1] ** 0.5), k=cached) * valid[:, None, None, :]
@@ -44,6 +48,13 @@ def attention(
         mass = mass - xp.tril(mass, k=cached - spec.context - 1)
     read = mass @ value / xp.sum(mass, axis=-1, keepdims=True)
     return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), made
+
+
+def fused_read(query: Array, key: Array, value: Array) -> Array:
+    """The same softmax by PyTorch's fused kernel, which never holds the scores."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    return scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def project(

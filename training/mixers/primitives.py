@@ -5,10 +5,13 @@ Shape letters: B batch, L tokens, D width, H heads, K key width, V value width.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+LONG_SCAN = 8  # chunks from which PyTorch's own loop is the better one
 
 Array = Any
 Weights = dict[str, Any]
@@ -63,6 +66,13 @@ def scan(xp: Any, kept: Array, written: Array, memory: Array) -> tuple[Array, Ar
     """M_n = kept_n M_{n-1} + written_n over axis 2, from `memory`: all M before, and the last.
     Hillis-Steele: the reach doubles each round, so there is no loop primitive to export."""
     count, reach = written.shape[2], 1
+    if count >= LONG_SCAN and "torch" in sys.modules:
+        import torch
+
+        if isinstance(written, torch.Tensor) and not torch.compiler.is_compiling():
+            from tsm.training.mixers import torch_scan
+
+            return torch_scan.scan(kept, written, memory)
     first = written[:, :, :1] + kept[:, :, :1] * xp.expand_dims(memory, axis=2)
     written = xp.concat([first, written[:, :, 1:]], axis=2) if count > 1 else first
     while reach < count:

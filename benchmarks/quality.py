@@ -1,0 +1,197 @@
+"""Loss of every mixer, and of every part of the TSM, at equal parameters and equal tokens.
+
+    python benchmarks/quality.py --workers 2            # goes on where it was stopped
+    python benchmarks/quality.py --table                # what has been measured so far
+
+A proxy of about a million parameters, each system at the same peak rates with seed 0, then at its
+best rate with the other seeds. A result is a line of quality.jsonl: the fresh-window loss over
+the whole held-out part, of the averaged weights and of the last ones. One thread a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tsm.training.spec import ModelSpec, parameter_count
+
+BASE = ModelSpec(width=128, layers=4, heads=4, key_width=32, value_width=32)
+WIDER = {"key_width": 56, "value_width": 56}  # 4 x 224 x 128 = the topological 7 x 128 x 128
+SYSTEMS = {
+    "TSM": BASE,
+    "attention": replace(BASE, mixer="attention", **WIDER),
+    "Performer": replace(BASE, mixer="performer", performer_features=112, **WIDER),
+    "Linformer (block-causal)": replace(BASE, mixer="linformer", **WIDER),
+    "minGRU": replace(BASE, mixer="mingru", **WIDER),
+    "GPT-2": replace(BASE, mixer="gpt2", width=144),
+    "seed mixer (causal)": replace(BASE, mixer="seed", value_width=75),
+    "scalar decay (no rotation)": replace(BASE, rotation=False, value_width=54),
+    "stride 4": replace(BASE, stride=4),
+    "no coupling": replace(BASE, coupling=False),
+    "no short convolution": replace(BASE, short=False),
+    "key width 16": replace(BASE, key_width=16, value_width=38),
+    "key width 64": replace(BASE, key_width=64, value_width=19),
+    "2 heads": replace(BASE, heads=2, key_width=64, value_width=64),
+    "one local attention layer": replace(
+        BASE, mixer="topological,topological,attention,topological", context=64
+    ),
+}
+RATES = (0.01, 0.02, 0.04)  # of Muon; AdamW's is a fraction of it
+ADAM_FRACTION = 0.15
+SEEDS = (0, 1, 2)
+STEPS, BATCH, WINDOW, WARMUP, DECAY = 400, 16, 256, 20, 0.5
+DROPOUT, WEIGHT_DECAY = 0.1, 0.1
+RESULTS = Path(__file__).with_suffix(".jsonl")
+
+
+def main() -> int:
+    arguments = _parse()
+    results = _read(arguments.out)
+    if not arguments.table:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(arguments.workers, maxtasksperchild=1) as pool:
+            for _ in range(2):  # every rate with the first seed, then the best with the others
+                waiting = list(_waiting(results, arguments.only, arguments.steps))
+                for found in pool.imap_unordered(_train, waiting):
+                    with open(arguments.out, "a") as file:
+                        file.write(json.dumps(found) + "\n")
+                    results.append(found)
+                    print(f"{found['system']}: {found['nats_per_byte']:.4f}", file=sys.stderr)
+    print(table(results))
+    return 0
+
+
+def _waiting(results: list[dict[str, Any]], only: list[str], steps: int) -> Iterator[tuple]:
+    done = {(r["system"], r["rate"], r["seed"]) for r in results}
+    for system in only or SYSTEMS:
+        tried = {
+            r["rate"]: r["nats_per_byte"]
+            for r in results
+            if r["system"] == system and not r["seed"]
+        }
+        for seed in SEEDS:
+            if seed == SEEDS[0]:
+                rates = RATES
+            elif len(tried) == len(RATES):
+                rates = [min(tried, key=tried.__getitem__)]
+            else:
+                continue
+            yield from ((system, r, seed, steps) for r in rates if (system, r, seed) not in done)
+
+
+def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
+    import torch
+
+    from tsm.training import model
+    from tsm.training.data import batch, fresh_windows, open_corpus
+    from tsm.training.engine_torch import Engine
+    from tsm.training.schedule import warmup_stable_decay
+
+    system, rate, seed, steps = job
+    torch.set_num_threads(1)
+    corpus, spec = open_corpus("shakespeare", WINDOW), SYSTEMS[system]
+    engine = Engine(spec, DROPOUT, bf16=False, compiled=False)
+    weights = engine.load(model.initialise(spec, seed))
+    average, state = engine.load(engine.save(weights)), engine.optimizer_state(weights)
+    started = time.process_time()
+    for step in range(steps):
+        fraction = warmup_stable_decay(step, steps, WARMUP, DECAY)
+        settings = {
+            "step": step,
+            "muon_rate": rate * fraction,
+            "adam_rate": rate * ADAM_FRACTION * fraction,
+            "weight_decay": WEIGHT_DECAY,
+            "clip": 1.0,
+        }
+        tokens = batch(corpus.train, seed, step, BATCH, WINDOW)
+        weights, state, average, loss, _ = engine.step(
+            weights, state, average, tokens, seed * steps + step, settings, 0.98
+        )
+        if not math.isfinite(loss):
+            break
+    seconds = time.process_time() - started
+    windows, rest = fresh_windows(corpus.validation, WINDOW)
+
+    def validate(values: Any) -> float:
+        pieces = [windows[i : i + 32] for i in range(0, len(windows), 32)]
+        total = sum(float(engine.losses(values, piece).sum()) for piece in [*pieces, rest])
+        return total / (len(corpus.validation) - 1)
+
+    return {
+        "system": system,
+        "rate": rate,
+        "seed": seed,
+        "steps": steps,
+        "nats_per_byte": validate(average),
+        "nats_per_byte_last": validate(weights),
+        "tokens_per_cpu_second": steps * BATCH * WINDOW / seconds,
+        "parameters": parameter_count(spec),
+        "decode_flops": _decode_flops(spec),
+        "spec": asdict(spec),
+    }
+
+
+def _decode_flops(spec: ModelSpec) -> float:
+    """Of one generated byte, as XLA counts them."""
+    import jax
+    import jax.numpy as jnp
+
+    from tsm.training import model
+
+    values = model.initialise(spec, 0)
+    state = model.initial_state(jnp, spec)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    step = jax.jit(lambda v, t, s: model.forward(jnp, spec, v, t, s))
+    cost: Any = step.lower(values, tokens, state).compile().cost_analysis()
+    return float(cost["flops"])
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        "| system | parameters | nats/byte | spread | seeds | rate | tokens/CPU s | MFLOP/byte |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows = []
+    for system in SYSTEMS:
+        own = [r for r in results if r["system"] == system]
+        if not own:
+            continue
+        rate = min((r["nats_per_byte"], r["rate"]) for r in own if r["seed"] == SEEDS[0])[1]
+        best = [r for r in own if r["rate"] == rate]
+        losses = [r["nats_per_byte"] for r in best]
+        spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        speed = statistics.median(r["tokens_per_cpu_second"] for r in own)
+        mean, size = statistics.mean(losses), best[0]["parameters"]
+        line = f"| {system} | {size:,} | {mean:.4f} | {spread} | {len(losses)} | {rate} "
+        line += f"| {speed:,.0f} | {best[0]['decode_flops'] / 1e6:.2f} |"
+        rows.append((mean, line))
+    return "\n".join(lines + [line for _, line in sorted(rows)])
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
+    parser.add_argument("--only", nargs="*", default=[], choices=list(SYSTEMS), metavar="SYSTEM")
+    parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once: %(default)s")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

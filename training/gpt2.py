@@ -1,0 +1,86 @@
+"""Baseline: GPT-2 (Radford et al. 2019) as it was published, block and all: LayerNorm with gain
+and bias, learned positions, GELU, biases, and the embedding as the head. The
+preset `gpt2-small` is its true shape; its block at another width is a baseline of equal parameters.
+
+Its positions end at `context`: a later token gets the last one, as its cache slides on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float, Int
+
+from tsm.training.mixers.primitives import (
+    Array,
+    State,
+    Weights,
+    join_heads,
+    linear,
+    positions,
+    split_heads,
+)
+from tsm.training.spec import ModelSpec
+
+
+def forward(
+    xp: Any,
+    spec: ModelSpec,
+    weights: Weights,
+    tokens: Int[Array, "B L"],
+    state: State,
+    dropout: Callable[[Array], Array],
+) -> tuple[Float[Array, "B L vocabulary"], State]:
+    """As `model.forward`."""
+    (batch, length), cached = tokens.shape, state["keys"].shape[3]
+    place = state["count"][0, 0, 0] + positions(xp, weights["embed"], length)
+    place = xp.astype(xp.clip(place, 0, spec.context - 1), xp.int32)
+    x = xp.take(weights["embed"], xp.reshape(tokens, (-1,)), axis=0)
+    x = xp.reshape(x, (batch, length, spec.width)) + xp.take(weights["position"], place, axis=0)
+    x = dropout(x)
+    valid = xp.concat([state["valid"][0], xp.ones_like(x[:, :, 0])], axis=1)  # (B, cached+L)
+    keys, values = [], []
+    for layer in range(spec.layers):
+        name = f"blocks.{layer}"
+        normal = layer_norm(xp, weights, f"{name}.norm1", x)
+        projected = (
+            linear(xp, normal, weights[f"{name}.mixer.in"]) + weights[f"{name}.mixer.in.bias"]
+        )
+        parts = (projected[..., i * spec.width : (i + 1) * spec.width] for i in range(3))
+        query, key, value = (split_heads(xp, part, spec.heads) for part in parts)
+        key = xp.concat([state["keys"][layer], key], axis=2)
+        value = xp.concat([state["values"][layer], value], axis=2)
+        keys.append(key[:, :, length:])
+        values.append(value[:, :, length:])
+        scores = query @ xp.matrix_transpose(key) / query.shape[-1] ** 0.5
+        seen = xp.tril(xp.ones_like(scores), k=cached) * valid[:, None, None, :]
+        seen = seen - xp.tril(seen, k=cached - spec.context - 1)  # the cache is a sliding window
+        scores = xp.where(seen > 0, scores, xp.ones_like(scores) * -1e9)
+        mass = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+        read = join_heads(xp, mass @ value / xp.sum(mass, axis=-1, keepdims=True))
+        out = linear(xp, read, weights[f"{name}.mixer.out"]) + weights[f"{name}.mixer.out.bias"]
+        x = x + dropout(out)
+        normal = layer_norm(xp, weights, f"{name}.norm2", x)
+        hidden = linear(xp, normal, weights[f"{name}.mlp.in"]) + weights[f"{name}.mlp.in.bias"]
+        out = linear(xp, gelu(xp, hidden), weights[f"{name}.mlp.out"])
+        x = x + dropout(out + weights[f"{name}.mlp.out.bias"])
+    logits = linear(xp, layer_norm(xp, weights, "norm", x), weights["embed"])
+    return logits, {
+        "keys": xp.stack(keys),
+        "values": xp.stack(values),
+        "valid": xp.expand_dims(valid[:, length:], axis=0),
+        "count": state["count"] + length,
+    }
+
+
+def layer_norm(xp: Any, weights: Weights, name: str, x: Array) -> Array:
+    x = x - xp.mean(x, axis=-1, keepdims=True)
+    x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+    return x * weights[f"{name}.gain"] + weights[f"{name}.bias"]
+
+
+def gelu(xp: Any, x: Array) -> Array:
+    """In the approximation that GPT-2 was trained with."""
+    return 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
