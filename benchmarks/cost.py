@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from results import append, read
+
 from tsm.training.spec import PRESETS, ModelSpec, parameter_count, state_shapes
 
 BASE = ModelSpec()
@@ -51,7 +53,7 @@ def main() -> int:
         kind, system, length = arguments.one
         print(json.dumps(_measure(kind, system, int(length))))
         return 0
-    results = _read(arguments.out)
+    results = read(arguments.out)
     done = {(r["kind"], r["system"], r["length"]) for r in results}
     jobs = [
         (kind, system, length)
@@ -68,9 +70,7 @@ def main() -> int:
             found |= json.loads(run.stdout.splitlines()[-1])
         else:
             found["failed"] = (run.stderr.strip().splitlines() or ["killed"])[-1][:200]
-        results.append(found)
-        with open(arguments.out, "a") as file:
-            file.write(json.dumps(found) + "\n")
+        results.append(append(arguments.out, found))
         print(found, file=sys.stderr)
     print(table(results))
     return 0
@@ -175,10 +175,6 @@ def table(results: list[dict[str, Any]]) -> str:
             lines.append(f"| {system} | {' | '.join(row)} | {slope} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _parse() -> argparse.Namespace:

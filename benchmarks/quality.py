@@ -11,7 +11,6 @@ the whole held-out part, of the averaged weights and of the last ones. One threa
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import statistics
@@ -21,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from results import append, read
 
 from tsm.training.spec import ModelSpec, parameter_count
 
@@ -42,7 +43,11 @@ SYSTEMS = {
     "key width 64": replace(BASE, key_width=64, value_width=19),
     "2 heads": replace(BASE, heads=2, key_width=64, value_width=64),
     "one local attention layer": replace(
-        BASE, mixer="topological,topological,attention,topological", context=64
+        BASE,
+        mixer="topological,topological,attention,topological",
+        context=64,
+        key_width=36,
+        value_width=36,
     ),
 }
 RATES = (0.01, 0.02, 0.04)  # of Muon; AdamW's is a fraction of it
@@ -55,16 +60,14 @@ RESULTS = Path(__file__).with_suffix(".jsonl")
 
 def main() -> int:
     arguments = _parse()
-    results = _read(arguments.out)
+    results = read(arguments.out)
     if not arguments.table:
         context = multiprocessing.get_context("spawn")
         with context.Pool(arguments.workers, maxtasksperchild=1) as pool:
             for _ in range(2):  # every rate with the first seed, then the best with the others
                 waiting = list(_waiting(results, arguments.only, arguments.steps))
                 for found in pool.imap_unordered(_train, waiting):
-                    with open(arguments.out, "a") as file:
-                        file.write(json.dumps(found) + "\n")
-                    results.append(found)
+                    results.append(append(arguments.out, found))
                     print(f"{found['system']}: {found['nats_per_byte']:.4f}", file=sys.stderr)
     print(table(results))
     return 0
@@ -175,10 +178,6 @@ def table(results: list[dict[str, Any]]) -> str:
         line += f"| {speed:,.0f} | {best[0]['decode_flops'] / 1e6:.2f} |"
         rows.append((mean, line))
     return "\n".join(lines + [line for _, line in sorted(rows)])
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _parse() -> argparse.Namespace:
