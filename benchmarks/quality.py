@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,21 @@ SYSTEMS = {
         value_width=36,
     ),
 }
+# Ways of training the TSM itself, each a change to `Training`.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "no dropout": {"dropout": 0.0},
+    "dropout 0.2": {"dropout": 0.2},
+    "dropout by sequence": {"by_sequence": True},
+    "windows of 64": {"window": 64},
+    "windows of 1024": {"window": 1024},
+    "carried state": {"carried": True},
+    "AdamW alone": {"muon": False},
+}
 RATES = (0.01, 0.02, 0.04)  # of Muon; AdamW's is a fraction of it
 ADAM_FRACTION = 0.15
 SEEDS = (0, 1, 2)
-STEPS, BATCH, WINDOW, WARMUP, DECAY = 400, 16, 256, 20, 0.5
-DROPOUT, WEIGHT_DECAY = 0.1, 0.1
+STEPS, TOKENS, WINDOW, WARMUP, DECAY = 400, 4096, 256, 20, 0.5  # TOKENS: of an update
+WEIGHT_DECAY, AVERAGE_DECAY = 0.1, 0.98
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
@@ -75,7 +85,7 @@ def main() -> int:
 
 def _waiting(results: list[dict[str, Any]], only: list[str], steps: int) -> Iterator[tuple]:
     done = {(r["system"], r["rate"], r["seed"]) for r in results}
-    for system in only or SYSTEMS:
+    for system in only or [*SYSTEMS, *TRAININGS]:
         tried = {
             r["rate"]: r["nats_per_byte"]
             for r in results
@@ -91,18 +101,58 @@ def _waiting(results: list[dict[str, Any]], only: list[str], steps: int) -> Iter
             yield from ((system, r, seed, steps) for r in rates if (system, r, seed) not in done)
 
 
+@dataclass(frozen=True)
+class Training:
+    window: int = WINDOW
+    dropout: float = 0.1
+    by_sequence: bool = False  # one dropout mask for all tokens of a window
+    carried: bool = False  # a window goes on where its row's last one ended, with its state
+    muon: bool = True  # else AdamW trains the matrices too
+
+
 def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
+    import numpy as np
     import torch
 
-    from tsm.training import model
+    from tsm.training import model, optimizer
     from tsm.training.data import batch, fresh_windows, open_corpus
     from tsm.training.engine_torch import Engine
+    from tsm.training.engine_torch import xp as engine_xp
     from tsm.training.schedule import warmup_stable_decay
 
     system, rate, seed, steps = job
+    spec, how = SYSTEMS.get(system, BASE), Training(**TRAININGS.get(system, {}))
+    rows = TOKENS // how.window
+
+    class Varied(Engine):
+        carried_state: Any = None
+
+        def _noise(self, rows: int, length: int) -> Any:
+            return super()._noise(rows, 1 if how.by_sequence else length)
+
+        def _logits(self, values: Any, tokens: Any, *drop: Any) -> Any:
+            if not (how.carried and drop):
+                return super()._logits(values, tokens, *drop)
+            state = self.carried_state or model.initial_state(engine_xp, spec, len(tokens), 0)
+            logits, state = model.forward(engine_xp, spec, values, tokens, state, *drop)
+            self.carried_state = {name: part.detach() for name, part in state.items()}
+            return logits
+
     torch.set_num_threads(1)
-    corpus, spec = open_corpus("shakespeare", WINDOW), SYSTEMS[system]
-    engine = Engine(spec, DROPOUT, bf16=False, compiled=False)
+    corpus = open_corpus("shakespeare", WINDOW)
+    if not how.muon:
+        table = {n: replace(w, muon=False) for n, w in optimizer.weights(spec).items()}
+        optimizer.weights = lambda spec: table
+
+    def draw(step: int) -> np.ndarray:
+        if not how.carried:
+            return batch(corpus.train, seed, step, rows, how.window)
+        random = np.random.default_rng(seed)  # where each row's stream starts
+        starts = random.integers(0, len(corpus.train), rows) + step * how.window
+        places = (starts[:, None] + np.arange(how.window + 1)) % len(corpus.train)
+        return np.asarray(corpus.train)[places].astype(np.int64)
+
+    engine = Varied(spec, how.dropout, bf16=False, compiled=False)
     weights = engine.load(model.initialise(spec, seed))
     average, state = engine.load(engine.save(weights)), engine.optimizer_state(weights)
     started = time.process_time()
@@ -115,9 +165,8 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
             "weight_decay": WEIGHT_DECAY,
             "clip": 1.0,
         }
-        tokens = batch(corpus.train, seed, step, BATCH, WINDOW)
         weights, state, average, loss, _ = engine.step(
-            weights, state, average, tokens, seed * steps + step, settings, 0.98
+            weights, state, average, draw(step), seed * steps + step, settings, AVERAGE_DECAY
         )
         if not math.isfinite(loss):
             break
@@ -136,10 +185,11 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
         "steps": steps,
         "nats_per_byte": validate(average),
         "nats_per_byte_last": validate(weights),
-        "tokens_per_cpu_second": steps * BATCH * WINDOW / seconds,
+        "tokens_per_cpu_second": steps * TOKENS / seconds,
         "parameters": parameter_count(spec),
         "decode_flops": _decode_flops(spec),
         "spec": asdict(spec),
+        "training": asdict(how),
     }
 
 
@@ -160,11 +210,12 @@ def _decode_flops(spec: ModelSpec) -> float:
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| system | parameters | nats/byte | spread | seeds | rate | tokens/CPU s | MFLOP/byte |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| system | parameters | nats/byte | spread | last weights | seeds | rate | tokens/CPU s "
+        "| MFLOP/byte |",
+        "| --- " * 9 + "|",
     ]
     rows = []
-    for system in SYSTEMS:
+    for system in [*SYSTEMS, *TRAININGS]:
         own = [r for r in results if r["system"] == system]
         if not own:
             continue
@@ -173,8 +224,11 @@ def table(results: list[dict[str, Any]]) -> str:
         losses = [r["nats_per_byte"] for r in best]
         spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         speed = statistics.median(r["tokens_per_cpu_second"] for r in own)
+        last = statistics.mean(r["nats_per_byte_last"] for r in best)
         mean, size = statistics.mean(losses), best[0]["parameters"]
-        line = f"| {system} | {size:,} | {mean:.4f} | {spread} | {len(losses)} | {rate} "
+        line = (
+            f"| {system} | {size:,} | {mean:.4f} | {spread} | {last:.4f} | {len(losses)} | {rate} "
+        )
         line += f"| {speed:,.0f} | {best[0]['decode_flops'] / 1e6:.2f} |"
         rows.append((mean, line))
     return "\n".join(lines + [line for _, line in sorted(rows)])
@@ -185,7 +239,9 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
-    parser.add_argument("--only", nargs="*", default=[], choices=list(SYSTEMS), metavar="SYSTEM")
+    parser.add_argument(
+        "--only", nargs="*", default=[], choices=[*SYSTEMS, *TRAININGS], metavar="SYSTEM"
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="runs at once: %(default)s")
     parser.add_argument("--table", action="store_true", help="only print what is there")
