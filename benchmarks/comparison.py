@@ -40,7 +40,7 @@ def page(losses: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
         parts += [
             "## Loss at equal parameters and tokens",
             f"Tiny Shakespeare, {losses[0]['steps']} updates of {quality.TOKENS} bytes, "
-            f" validation on the whole last 10% in fresh windows of "
+            f"validation on the whole last 10% in fresh windows of "
             f"{quality.WINDOW}. Each system had the peak rates {quality.RATES} tried with one "
             "seed, and its best is shown over the seeds that have run (spread: standard "
             f"deviation). {_where(losses)}",
