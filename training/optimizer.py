@@ -66,7 +66,8 @@ def update(
     muon_rate: change per step of a matrix's singular values; adam_rate: of a single weight.
     weight_decay is per unit of rate, on matrices only. clip: bound on the global gradient norm.
     """
-    norm = xp.sqrt(sum(xp.sum(g * g) for g in gradients.values()))
+    # Summed in the order of the table: a dict read from a checkpoint has another, and another sum.
+    norm = xp.sqrt(sum(xp.sum(gradients[name] * gradients[name]) for name in weights(spec)))
     scale = clip / xp.where(norm > clip, norm, xp.ones_like(norm) * clip)
     made, moments = {}, {}
     for name, weight in weights(spec).items():
