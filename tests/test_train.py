@@ -15,6 +15,7 @@ import pytest
 
 from tsm.training import engine_jax, engine_torch, model, optimizer
 from tsm.training.checkpoint import load_model, read_arrays, save_model, write_arrays
+from tsm.training.schedule import ScheduleFree
 from tsm.training.spec import PRESETS, SpecError
 
 ROOT = Path(__file__).parent.parent
@@ -60,15 +61,13 @@ def metrics(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
 
 
-@pytest.mark.parametrize("engine", ["torch", "jax"])
-def test_kill_9_leaves_no_trace(tmp_path, corpus, engine):
-    whole = finish(command(corpus, tmp_path / "whole", engine))
+def killed_and_resumed(corpus: Path, tmp_path: Path, engine: str, *more: str) -> tuple[Path, Path]:
+    """The folders of a run never stopped, and of the same one killed between checkpoints."""
+    whole = finish(command(corpus, tmp_path / "whole", engine, *more))
     assert whole.returncode == 0, whole.stderr
-    out = tmp_path / "killed"
+    arguments, out = command(corpus, tmp_path / "killed", engine, *more), tmp_path / "killed"
     for lines in (7, 19):  # steps 7 and 17: between checkpoints
-        process = subprocess.Popen(
-            command(corpus, out, engine), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         path = out / "metrics.jsonl"
         while process.poll() is None and not (
             path.exists() and path.read_text().count("\n") >= lines
@@ -76,10 +75,16 @@ def test_kill_9_leaves_no_trace(tmp_path, corpus, engine):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    last = finish(command(corpus, out, engine))
+    last = finish(arguments)
     assert last.returncode == 0, last.stderr
-    assert metrics(out) == metrics(tmp_path / "whole")  # losses and norms, bit for bit
-    found, wanted = (load_model(d / "model.safetensors")[1] for d in (out, tmp_path / "whole"))
+    return tmp_path / "whole", out
+
+
+@pytest.mark.parametrize("engine", ["torch", "jax"])
+def test_kill_9_leaves_no_trace(tmp_path, corpus, engine):
+    whole, out = killed_and_resumed(corpus, tmp_path, engine)
+    assert metrics(out) == metrics(whole)  # losses and norms, bit for bit
+    found, wanted = (load_model(folder / "model.safetensors")[1] for folder in (out, whole))
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
     losses = [line["loss"] for line in metrics(out) if line["kind"] == "train"]
@@ -88,6 +93,36 @@ def test_kill_9_leaves_no_trace(tmp_path, corpus, engine):
     assert changed.returncode == 2
     assert "was started with dropout 0.1, now 0.3" in changed.stderr
     assert "Traceback" not in changed.stderr
+
+
+def test_kill_9_leaves_no_trace_in_what_q_has_learned(tmp_path, corpus):
+    whole, out = killed_and_resumed(corpus, tmp_path, "torch", "--schedule", "q", "--steps", "44")
+    assert metrics(out) == metrics(whole)  # with rate, state, action and epsilon
+    memory, wanted = (
+        json.loads(read_arrays(folder / "checkpoint.safetensors")[1]["memory"])
+        for folder in (out, whole)
+    )
+    assert memory == wanted and memory["decisions"] == 3  # after updates 20, 30 and 40
+    assert any(value for row in memory["table"] for value in row)
+    lines = [line for line in metrics(out) if line["kind"] == "train"]
+    assert lines[-1]["epsilon"] == 0.95**2 and lines[-1]["rate"] == memory["rate"]
+    changed = finish(command(corpus, out, "torch", "--steps", "44"))
+    assert changed.returncode == 2 and changed.stderr.count("\n") == 1
+    assert "was started with schedule q, now wsd" in changed.stderr
+
+
+def test_a_checkpoint_older_than_an_option_goes_on(tmp_path, corpus):
+    """As what it did without the option: its default."""
+    subprocess.run(command(corpus, tmp_path, "torch", "--steps", "4"), check=True)
+    arrays, metadata = read_arrays(tmp_path / "checkpoint.safetensors")
+    record = json.loads(metadata["record"])
+    del record["config"]["schedule"], metadata["memory"]
+    older = {**metadata, "record": json.dumps(record)}
+    write_arrays(tmp_path / "checkpoint.safetensors", arrays, older)
+    other = finish(command(corpus, tmp_path, "torch", "--steps", "8", "--schedule", "q"))
+    assert other.returncode == 2 and "was started with schedule wsd, now q" in other.stderr
+    same = finish(command(corpus, tmp_path, "torch", "--steps", "8"))
+    assert same.returncode == 0, same.stderr
 
 
 def test_ctrl_c_keeps_the_run(tmp_path, corpus):
@@ -133,6 +168,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
         (["--batch", "0"], "--batch 0: wanted at least 1"),
         (["--dropout", "1"], "--dropout 1.0: wanted in [0, 1)"),
         (["--muon-rate", "nan"], "--muon-rate nan: wanted 0 or more"),
+        (["--schedule", "steep"], "--schedule: invalid choice: 'steep'"),
         (["--window", "1000000"], "wanted at least 10000010"),
     ],
 )
@@ -164,6 +200,38 @@ def test_both_engines_make_the_same_step():
         assert np.abs(one[name] - other[name]).max() < 2e-4, name
         assert np.abs(one_average[name] - (one[name] + values[name]) / 2).max() < 1e-6
         assert np.abs(one_average[name] - other_average[name]).max() < 2e-4
+
+
+def test_schedule_free_evaluates_the_plain_mean_of_its_weights():
+    """Over three updates without warm-up, in both engines alike; gradients are taken between."""
+    values = noisy_weights()
+    schedule = ScheduleFree(steps=3, warmup_steps=0, decay_fraction=0, average_decay=0, seed=0)
+    results = []
+    for library in (engine_torch, engine_jax):
+        engine = library.Engine(SPEC, 0.0, bf16=False, compiled=False)
+        weights, average = engine.load(values), engine.load(values)
+        state, trail, losses = engine.optimizer_state(weights), [], []
+        for step in range(3):
+            tokens = np.random.default_rng(step).integers(0, 256, (3, 65))
+            z, x = engine.save(weights), engine.save(average)
+            between = {n: np.float32(0.1) * z[n] + np.float32(0.9) * x[n] for n in z}
+            wanted = engine.losses(engine.load(between), tokens).mean()
+            settings = {**SETTINGS, "step": step, "adam_beta1": schedule.adam_beta1}
+            kept, toward = schedule.kept(step), schedule.toward_average
+            weights, state, average, loss, _ = engine.step(
+                weights, state, average, tokens, 0, settings, kept, toward
+            )
+            assert loss == pytest.approx(wanted, rel=1e-5)
+            trail.append(engine.save(weights))
+            losses.append(loss)
+        for name, found in engine.save(average).items():
+            assert np.abs(found - np.mean([w[name] for w in trail], axis=0)).max() < 1e-6, name
+        results.append((trail[-1], engine.save(average), losses))
+    (one, one_average, losses), (other, other_average, other_losses) = results
+    assert losses == pytest.approx(other_losses, rel=1e-4)
+    for name in one:
+        assert np.abs(one[name] - other[name]).mean() < 2e-4, name
+        assert np.abs(one_average[name] - other_average[name]).mean() < 2e-4, name
 
 
 @pytest.mark.parametrize("shape", [(48, 200), (200, 48)])

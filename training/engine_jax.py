@@ -57,13 +57,15 @@ class Engine:
         seed: Any,
         settings: dict[str, Any],
         average_decay: Any,
+        toward_average: Any = 0.0,
     ) -> tuple[Any, ...]:
         def mean_loss(values: dict[str, Any]) -> Any:
             cast = {n: v.astype(self.dtype) for n, v in values.items()}
             logits = self._logits(cast, tokens[:, :-1], jax.random.PRNGKey(seed))
             return model.loss(jnp, logits.astype(jnp.float32), tokens[:, 1:]).mean()
 
-        loss, gradients = jax.value_and_grad(mean_loss)(values)
+        points = {n: v + toward_average * (average[n] - v) for n, v in values.items()}
+        loss, gradients = jax.value_and_grad(mean_loss)(points)
         values, state, norm = optimizer.update(jnp, self.spec, values, gradients, state, **settings)
         average = {n: a + (1 - average_decay) * (values[n] - a) for n, a in average.items()}
         return values, state, average, loss, norm

@@ -85,17 +85,20 @@ class Engine:
         seed: int,
         settings: dict[str, float],
         average_decay: float,
+        toward_average: float = 0.0,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], float, float]:
-        """One update; (weights, optimizer state, averaged weights, loss, gradient norm)."""
+        """One update; (weights, optimizer state, averaged weights, loss, gradient norm).
+
+        toward_average: where the gradient is taken, from 0, at the weights, to 1, at the average.
+        """
         torch.manual_seed(seed)
-        for value in values.values():
-            value.requires_grad_()
+        points = {n: v.lerp(average[n], toward_average).requires_grad_() for n, v in values.items()}
         inputs = torch.as_tensor(tokens, device=self.device)
         noise = self._noise(len(tokens), tokens.shape[1] - 1) if self.dropout else None
-        loss = self.loss(values, inputs, noise)
-        gradients = torch.autograd.grad(loss, list(values.values()))
+        loss = self.loss(points, inputs, noise)
+        gradients = torch.autograd.grad(loss, list(points.values()))
         with torch.no_grad():
-            named = dict(zip(values, gradients, strict=True))
+            named = dict(zip(points, gradients, strict=True))
             values, state, norm = optimizer.update(xp, self.spec, values, named, state, **settings)
             average = {n: a.lerp(values[n], 1 - average_decay) for n, a in average.items()}
         return values, state, average, loss.item(), norm.item()

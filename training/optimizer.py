@@ -60,13 +60,15 @@ def update(
     adam_rate: Any,
     weight_decay: float,
     clip: float,
+    adam_beta1: Any = ADAM_BETA1,
 ) -> tuple[Arrays, Arrays, Any]:
     """(weights, state, gradient norm before clipping) after update number `step`, from 0.
 
     muon_rate: change per step of a matrix's singular values; adam_rate: of a single weight.
     weight_decay is per unit of rate, on matrices only. clip: bound on the global gradient norm.
     """
-    norm = xp.sqrt(sum(xp.sum(g * g) for g in gradients.values()))
+    # Summed in the order of the table: a dict read from a checkpoint has another, and another sum.
+    norm = xp.sqrt(sum(xp.sum(gradients[name] * gradients[name]) for name in weights(spec)))
     scale = clip / xp.where(norm > clip, norm, xp.ones_like(norm) * clip)
     made, moments = {}, {}
     for name, weight in weights(spec).items():
@@ -80,10 +82,10 @@ def update(
             value = value * (1 - muon_rate * weight_decay) - muon_rate * direction
         else:
             second = state[f"second.{name}"]
-            first = ADAM_BETA1 * first + (1 - ADAM_BETA1) * gradient
+            first = adam_beta1 * first + (1 - adam_beta1) * gradient
             second = ADAM_BETA2 * second + (1 - ADAM_BETA2) * gradient * gradient
             moments[f"second.{name}"] = second
-            direction = first / (1 - ADAM_BETA1 ** (step + 1))
+            direction = first / (1 - adam_beta1 ** (step + 1))
             spread = xp.sqrt(second / (1 - ADAM_BETA2 ** (step + 1)))
             value = value - adam_rate * direction / (spread + ADAM_EPSILON)
         made[name], moments[f"first.{name}"] = value, first

@@ -21,7 +21,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import array_api_compat.numpy as np_xp
 import numpy as np
@@ -32,7 +32,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tsm.training import model
 from tsm.training.checkpoint import read_arrays, save_model, write_arrays
 from tsm.training.data import Corpus, DataError, batch, fresh_windows, open_corpus, sha256
-from tsm.training.schedule import warmup_stable_decay
+from tsm.training.schedule import SCHEDULES, Memory, Schedule
 from tsm.training.spec import PRESETS, ModelSpec, SpecError, parameter_count
 
 FREE_TO_CHANGE = ("steps", "decay_fraction", "eval_every", "checkpoint_every")  # on resume
@@ -44,6 +44,7 @@ class TrainConfig:
 
     preset: str = "shakespeare"
     engine: str = "torch"
+    schedule: str = "wsd"  # of the rates: training/schedule.py
     steps: int = 3000
     batch: int = 16  # windows
     window: int = 256  # bytes
@@ -51,10 +52,10 @@ class TrainConfig:
     adam_rate: float = 0.003
     weight_decay: float = 0.1  # per unit of rate, on matrices
     warmup_steps: int = 50
-    decay_fraction: float = 0.5  # of `steps`, the last: the rate falls to zero
+    decay_fraction: float = 0.5  # of `steps`, the last: wsd's rate falls to zero
     clip: float = 1.0  # bound on the gradient's norm
     dropout: float = 0.1
-    average_decay: float = 0.995  # of the averaged weights, per step
+    average_decay: float = 0.995  # of the averaged weights, per step; not of schedule-free
     precision: str = "auto"  # fp32, bf16, or bf16 where it is fast
     compiled: bool = False  # fused kernels: faster, after a minute or two of compilation
     seed: int = 0
@@ -69,9 +70,11 @@ class RunError(ValueError):
 
 @dataclass
 class Run:
-    """What a checkpoint holds: the arrays of one moment, and the number of updates made."""
+    """What a checkpoint holds: the arrays of one moment, what the schedule has learned, and the
+    number of updates made."""
 
     step: int
+    memory: Memory
     weights: dict[str, Any]
     optimizer: dict[str, Any]
     average: dict[str, Any]
@@ -108,11 +111,12 @@ def _train(config: TrainConfig, corpus: Corpus, out: Path, console: Console) -> 
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "parameters": parameter_count(spec),
     }
-    run, seconds = _restore(out, engine, spec, record)
+    schedule = scheduled(config)
+    run, seconds = _restore(out, engine, spec, schedule, record)
     log = Log(out, run.step)
     console.print(
         f"{record['parameters']:,} parameters, {len(corpus.train):,} bytes to learn from, "
-        f"step {run.step} of {config.steps}, {config.engine} {config.precision}"
+        f"step {run.step} of {config.steps}, {config.engine} {config.precision}, {config.schedule}"
     )
     validation = _validation(corpus, config)
     stop = _stop_on_interrupt()
@@ -123,19 +127,23 @@ def _train(config: TrainConfig, corpus: Corpus, out: Path, console: Console) -> 
         try:
             while run.step < config.steps and not stop:
                 before = time.monotonic()
-                loss, norm = _step(engine, run, config, corpus)
+                status = schedule.status(run.step, run.memory)
+                loss, norm = advance(engine, run, schedule, config, corpus)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     console.print(
                         f"step {run.step}: loss {loss}, gradient norm {norm}: stopped; the last "
                         f"good checkpoint stays in {out}. A lower rate may help."
                     )
                     return 1
-                rate = config.batch * config.window / (time.monotonic() - before)
-                log.write("train", run.step, loss=loss, norm=norm, tokens_per_second=rate)
+                speed = config.batch * config.window / (time.monotonic() - before)
+                log.write(
+                    "train", run.step, loss=loss, norm=norm, tokens_per_second=speed, **status
+                )
+                shown = " ".join(f"{name} {value:.3g}" for name, value in status.items())
                 progress.update(
                     task,
                     completed=run.step,
-                    description=f"step {run.step} loss {loss:.3f} {rate:,.0f} tokens/s",
+                    description=f"step {run.step} loss {loss:.3f} {shown} {speed:,.0f} tokens/s",
                 )
                 last = run.step == config.steps
                 if run.step % config.eval_every == 0 or last:
@@ -171,26 +179,41 @@ def _stop_on_interrupt() -> list[int]:
     return received
 
 
-def _step(engine: Any, run: Run, config: TrainConfig, corpus: Corpus) -> tuple[float, float]:
-    """One update of `run` in place; its loss, and its gradient's norm before clipping."""
-    fraction = warmup_stable_decay(
-        run.step, config.steps, config.warmup_steps, config.decay_fraction
+def scheduled(config: TrainConfig) -> Schedule:
+    return SCHEDULES[config.schedule](
+        config.steps, config.warmup_steps, config.decay_fraction, config.average_decay, config.seed
     )
+
+
+def fresh(engine: Any, spec: ModelSpec, schedule: Schedule, seed: int) -> Run:
+    weights = engine.load(model.initialise(spec, seed))
+    average = engine.load(engine.save(weights))
+    memory = schedule.initial_memory()
+    return Run(0, memory, weights, engine.optimizer_state(weights), average)
+
+
+def advance(
+    engine: Any, run: Run, schedule: Schedule, config: TrainConfig, corpus: Corpus
+) -> tuple[float, float]:
+    """One update of `run` in place; its loss, and its gradient's norm before clipping."""
+    fraction = schedule.fraction(run.step, run.memory)
     settings = {
         "step": run.step,
         "muon_rate": config.muon_rate * fraction,
         "adam_rate": config.adam_rate * fraction,
         "weight_decay": config.weight_decay,
         "clip": config.clip,
+        "adam_beta1": schedule.adam_beta1,
     }
     tokens = batch(corpus.train, config.seed, run.step, config.batch, config.window)
-    # The average starts short, so that it is of use from the first evaluation on.
-    average_decay = min(config.average_decay, (1 + run.step) / (10 + run.step))
-    seed = config.seed * 1_000_003 + run.step
-    weights, optimizer, average, loss, norm = engine.step(
-        run.weights, run.optimizer, run.average, tokens, seed, settings, average_decay
+    seed, kept = config.seed * 1_000_003 + run.step, schedule.kept(run.step)
+    values = run.weights, run.optimizer, run.average
+    *values, loss, norm = engine.step(
+        *values, tokens, seed, settings, kept, schedule.toward_average
     )
-    run.weights, run.optimizer, run.average = weights, optimizer, average
+    run.weights, run.optimizer, run.average = values
+    if math.isfinite(loss):
+        run.memory = schedule.observe(run.memory, run.step, loss)
     run.step += 1
     return loss, norm
 
@@ -241,17 +264,19 @@ class Log:
         self.board.close()
 
 
-def _restore(out: Path, engine: Any, spec: ModelSpec, record: dict[str, Any]) -> tuple[Run, float]:
+def _restore(
+    out: Path, engine: Any, spec: ModelSpec, schedule: Schedule, record: dict[str, Any]
+) -> tuple[Run, float]:
     """The run in the folder `out`, or a new one; and the seconds that it has taken so far."""
     path, config = out / "checkpoint.safetensors", record["config"]
     if not path.exists():
-        weights = engine.load(model.initialise(spec, config["seed"]))
-        average = engine.load(engine.save(weights))
-        return Run(0, weights, engine.optimizer_state(weights), average), 0.0
+        return fresh(engine, spec, schedule, config["seed"]), 0.0
     arrays, metadata = read_arrays(path)
     stored = json.loads(metadata["record"])
+    # An option younger than the checkpoint had its default: defaults are what was done before.
+    started = {**dataclasses.asdict(TrainConfig()), **stored["config"]}
     for name, value in {**config, "data_sha256": record["data_sha256"]}.items():
-        found = stored["data_sha256"] if name == "data_sha256" else stored["config"].get(name)
+        found = stored["data_sha256"] if name == "data_sha256" else started[name]
         if found != value and name not in FREE_TO_CHANGE:
             raise RunError(
                 f"{out}: was started with {name} {found}, now {value}; "
@@ -262,7 +287,8 @@ def _restore(out: Path, engine: Any, spec: ModelSpec, record: dict[str, Any]) ->
         part, name = name.split("/", 1)
         parts[part][name] = array
     loaded = {part: engine.load(parts[part]) for part in parts}
-    return Run(int(metadata["step"]), **loaded), float(metadata["seconds"])
+    memory = json.loads(metadata.get("memory", "{}"))
+    return Run(int(metadata["step"]), memory, **loaded), float(metadata["seconds"])
 
 
 def _save(out: Path, engine: Any, run: Run, record: dict[str, Any], seconds: float) -> None:
@@ -271,7 +297,8 @@ def _save(out: Path, engine: Any, run: Run, record: dict[str, Any], seconds: flo
         for part in ("weights", "optimizer", "average")
         for name, array in engine.save(getattr(run, part)).items()
     }
-    metadata = {"step": str(run.step), "seconds": str(seconds), "record": json.dumps(record)}
+    metadata = {"step": str(run.step), "seconds": str(seconds)}
+    metadata |= {"memory": json.dumps(run.memory), "record": json.dumps(record)}
     write_arrays(out / "checkpoint.safetensors", arrays, metadata)
 
 
@@ -305,13 +332,19 @@ def _check(config: TrainConfig) -> None:
         raise RunError(f"--clip {config.clip}: wanted more than 0")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"train: {message}\n")  # one line, as every other error
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     choices = {
         "preset": sorted(PRESETS),
+        "schedule": list(SCHEDULES),
         "engine": ["torch", "jax"],
         "precision": ["auto", "fp32", "bf16"],
     }
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
