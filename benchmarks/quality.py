@@ -118,7 +118,7 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
     from tsm.training.data import batch, fresh_windows, open_corpus
     from tsm.training.engine_torch import Engine
     from tsm.training.engine_torch import xp as engine_xp
-    from tsm.training.schedule import warmup_stable_decay
+    from tsm.training.schedule import WarmupStableDecay
 
     system, rate, seed, steps = job
     spec, how = SYSTEMS.get(system, BASE), Training(**TRAININGS.get(system, {}))
@@ -152,12 +152,13 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
         places = (starts[:, None] + np.arange(how.window + 1)) % len(corpus.train)
         return np.asarray(corpus.train)[places].astype(np.int64)
 
+    schedule = WarmupStableDecay(steps, WARMUP, DECAY, AVERAGE_DECAY, seed)
     engine = Varied(spec, how.dropout, bf16=False, compiled=False)
     weights = engine.load(model.initialise(spec, seed))
     average, state = engine.load(engine.save(weights)), engine.optimizer_state(weights)
     started = time.process_time()
     for step in range(steps):
-        fraction = warmup_stable_decay(step, steps, WARMUP, DECAY)
+        fraction = schedule.fraction(step, {})
         settings = {
             "step": step,
             "muon_rate": rate * fraction,
