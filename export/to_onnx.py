@@ -16,6 +16,7 @@ operators. Not onnxruntime's `quantize_dynamic`: its scale is that of a whole bl
 bytes would change earlier logits. Both sides are uint8 around 128: on AVX2 without VNNI that
 product is exact and takes 0.46 ms for 24 products of 384 x 1536, where int8 weights saturate
 (0.44 ms), MatMulNBits takes 0.70 ms, and fp32 2.57 ms (one token; 64 tokens: 13, 10, 42, 21 ms).
+int4 takes all projections but the head to four bits, by onnxruntime's own MatMulNBits.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from typing import Any
 
 import numpy as np
 
-from tsm.export.verify import ExportError, export_main, quiet
+from tsm.export.verify import ExportError, bits, export_main, quiet
 from tsm.training import model
-from tsm.training.spec import ModelSpec, state_shapes, weights
+from tsm.training.spec import ModelSpec, state_shapes
 
 METADATA_NAME = "tsm"
 OPSET, IR_VERSION = 21, 10  # onnxruntime 1.18 and later
 ANY_LENGTH = {"topological", "attention", "performer"}  # mixers that take a block of any length
+FOUR_BIT_BLOCK = 128  # columns that MatMulNBits gives one scale
 MIDDLE = 128  # the uint8 that stands for 0
 
 
@@ -56,8 +58,8 @@ def build(
         if prefill_tokens(spec) > 1:
             branches["prefill"] = trace(spec, values, None)
         made = join(spec, branches)
-        if quantization == "int8":
-            quantize(spec, values, made)
+        if quantization != "none":
+            quantize(values, bits(spec, quantization), made)
     made.metadata_props.add(key=METADATA_NAME, value=metadata)
     return made.SerializeToString(deterministic=True)
 
@@ -161,22 +163,25 @@ def _described(spec: ModelSpec, value: str, name: str) -> Any:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[value])
 
 
-def quantize(spec: ModelSpec, values: dict[str, np.ndarray], made: Any) -> None:
-    """In place: MatMul with a weight of the table's `quantized` rows becomes MatMulInteger.
+def quantize(values: dict[str, np.ndarray], bits: dict[str, int], made: Any) -> None:
+    """In place: MatMul with a matrix named in `bits` becomes MatMulInteger, or of 4 bits
+    onnxruntime's MatMulNBits.
 
     A token's row x becomes x * 127 / max|x| + 128, rounded; the sums are scaled back."""
     from onnx import helper, numpy_helper
 
     graph = made.graph
-    wanted = {values[n].T.tobytes() for n, weight in weights(spec).items() if weight.quantized}
-    large = {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in graph.initializer
-        if len(tensor.dims) == 2 and numpy_helper.to_array(tensor).tobytes() in wanted
-    }
-    if len(large) != len(wanted):
-        raise ExportError(f"{len(large)} projections in the graph, wanted {len(wanted)}")
-    kept = [tensor for tensor in graph.initializer if tensor.name not in large]
+    wanted = {values[name].T.tobytes(): count for name, count in bits.items()}
+    large, four = {}, {}
+    for tensor in graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        count = wanted.get(value.tobytes()) if value.ndim == 2 else None
+        if count:
+            (four if count == 4 else large)[tensor.name] = value
+    if len(large) + len(four) != len(wanted):
+        found = len(large) + len(four)
+        raise ExportError(f"{found} projections in the graph, wanted {len(wanted)}")
+    kept = [t for t in graph.initializer if t.name not in large and t.name not in four]
     scalars = {
         "last_axis": np.array([-1], np.int64),
         "tiny": np.array(1e-30, np.float32),  # a row of zeros stays zeros
@@ -190,6 +195,12 @@ def quantize(spec: ModelSpec, values: dict[str, np.ndarray], made: Any) -> None:
         whole = np.rint(value / scale).astype(np.int16) + MIDDLE
         kept.append(numpy_helper.from_array(whole.astype(np.uint8), name))
         kept.append(numpy_helper.from_array(scale / np.float32(127), f"{name}/scale"))
+    for name, value in four.items():
+        packed, scales = pack_four_bits(value.T)
+        kept.append(numpy_helper.from_array(packed, name))
+        kept.append(numpy_helper.from_array(scales, f"{name}/scale"))
+    if four:
+        made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     del graph.initializer[:]
     graph.initializer.extend(kept)
 
@@ -199,6 +210,9 @@ def quantize(spec: ModelSpec, values: dict[str, np.ndarray], made: Any) -> None:
         nodes = []
         node_of: Any = helper.make_node  # typed as if attributes were its own options
         for node in branch.node:
+            if node.op_type == "MatMul" and node.input[1] in four:
+                nodes.append(_four_bit_product(node, four[node.input[1]].shape))
+                continue
             if node.op_type != "MatMul" or node.input[1] not in large:
                 nodes.append(node)
                 continue
@@ -221,6 +235,38 @@ def quantize(spec: ModelSpec, values: dict[str, np.ndarray], made: Any) -> None:
                 nodes.append(node_of(operator, names[:-1], names[-1:], **attributes))
         del branch.node[:]
         branch.node.extend(nodes)
+
+
+def pack_four_bits(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix (out, in) as MatMulNBits wants it: bytes (out, blocks, FOUR_BIT_BLOCK / 2), the
+    first of two codes in the low half, 8 standing for 0; and scales (out * blocks,). All blocks of
+    a row share its scale, as in the .tflite: both formats hold the same numbers."""
+    out, into = matrix.shape
+    scales = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(7)
+    codes = np.rint(matrix / scales[:, None]).astype(np.int8) + 8
+    blocks = -(-into // FOUR_BIT_BLOCK)
+    filled = np.full((out, blocks * FOUR_BIT_BLOCK), 8, np.uint8)
+    filled[:, :into] = codes
+    packed = filled[:, 0::2] | filled[:, 1::2] << 4
+    return packed.reshape(out, blocks, FOUR_BIT_BLOCK // 2), np.repeat(scales, blocks)
+
+
+def _four_bit_product(node: Any, shape: tuple[int, int]) -> Any:
+    from onnx import helper
+
+    x, weight = node.input
+    node_of: Any = helper.make_node  # typed as if attributes were its own options
+    return node_of(
+        "MatMulNBits",
+        [x, weight, f"{weight}/scale"],
+        list(node.output),
+        domain="com.microsoft",
+        K=shape[0],
+        N=shape[1],
+        bits=4,
+        block_size=FOUR_BIT_BLOCK,
+        accuracy_level=4,  # activations in int8, a block of a token's row at a time
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ The state is `memory` and `history` for the topological mixer; after it they are
 
 `training/model.py` is traced through JAX; only builtin operators may come out. int8 quantizes the
 projections alone: weights per output row, activations per token as they come, so that no token
-of a block touches another. The state, the encoder and the embedding stay fp32.
+of a block touches another; int4 takes all of them but the head to four bits. The state, the
+encoder and the embedding stay fp32.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from tsm.export.verify import ExportError, export_main, quiet
+from tsm.export.verify import ExportError, bits, export_main, quiet
 from tsm.training import model
-from tsm.training.spec import ModelSpec, state_shapes, weights
+from tsm.training.spec import ModelSpec, state_shapes
 
 METADATA_NAME = "tsm"
 
@@ -41,8 +42,8 @@ def build(
     with quiet():
         data = convert(spec, values)
         check_builtin(data)
-        if quantization == "int8":
-            data = quantize(spec, values, data)
+        if quantization != "none":
+            data = quantize(values, bits(spec, quantization), data)
         return add_metadata(data, metadata)
 
 
@@ -90,22 +91,28 @@ def check_builtin(data: bytes) -> None:
         raise ExportError(f"operators {', '.join(custom)}, wanted builtin ones only")
 
 
-def quantize(spec: ModelSpec, values: dict[str, np.ndarray], data: bytes) -> bytes:
-    """int8 weights for the table's `quantized` rows, found in the graph by their own bytes."""
+def quantize(values: dict[str, np.ndarray], bits: dict[str, int], data: bytes) -> bytes:
+    """The matrices named in `bits`, found in the graph by their own bytes, in so many bits."""
     from ai_edge_quantizer import quantizer, recipe
 
-    wanted = {values[n].tobytes() for n, weight in weights(spec).items() if weight.quantized}
-    graph, names = _read(data), []
+    wanted = {values[name].tobytes(): count for name, count in bits.items()}
+    graph, names = _read(data), {8: [], 4: []}
     for subgraph in graph.subgraphs:
         for operator in subgraph.operators:
-            constants = [graph.buffers[subgraph.tensors[i].buffer].data for i in operator.inputs]
-            if any(c is not None and np.asarray(c).tobytes() in wanted for c in constants):
-                names.append(subgraph.tensors[operator.outputs[0]].name.decode())
-    projections = sum(weight.quantized for weight in weights(spec).values())
-    if len(names) != projections * len(graph.subgraphs):
-        raise ExportError(f"{len(names)} projections in the graph, wanted {projections} an entry")
-    regex = f"^({'|'.join(re.escape(name) for name in names)});?$"
-    rules = [{**rule, "regex": regex} for rule in recipe.dynamic_wi8_afp32()]
+            for i in operator.inputs:
+                constant = graph.buffers[subgraph.tensors[i].buffer].data
+                count = wanted.get(b"" if constant is None else np.asarray(constant).tobytes())
+                if count:
+                    output = subgraph.tensors[operator.outputs[0]].name.decode()
+                    names[count].append(re.escape(output))
+    found = len(names[8]) + len(names[4])
+    if found != len(bits) * len(graph.subgraphs):
+        raise ExportError(f"{found} projections in the graph, wanted {len(bits)} an entry")
+    rules = []
+    for count, rule in ((8, recipe.dynamic_wi8_afp32()), (4, recipe.dynamic_wi4_afp32())):
+        if names[count]:
+            regex = f"^({'|'.join(names[count])});?$"
+            rules += [{**part, "regex": regex} for part in rule]
     made: Any = quantizer.Quantizer(data, rules).quantize(enable_progress_report=False)
     return bytes(made.quantized_model)
 

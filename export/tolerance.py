@@ -36,6 +36,8 @@ TOLERANCES = {
     "int8 artifact": Tolerance(
         0.1, "8 bits a weight and an activation; the state carries their error along", 0.01
     ),
+    # Measured on random weights: see tests/test_export.py; a trained model is ten times nearer.
+    "int4 artifact": Tolerance(0.5, "4 bits a weight, 8 an activation", 0.2),
 }
 
 

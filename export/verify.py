@@ -26,7 +26,7 @@ from tsm.runtime.artifact import ArtifactError, metadata_json, open_artifact, se
 from tsm.runtime.engines import Engine, EngineError, open_engine
 from tsm.training import model
 from tsm.training.checkpoint import load_model
-from tsm.training.spec import ModelSpec, SpecError, state_shapes
+from tsm.training.spec import ModelSpec, SpecError, state_shapes, weights
 
 # As You Like It, act 2, scene 7 (public domain), set as the corpus sets its plays.
 PASSAGE = b"""JAQUES:
@@ -48,6 +48,14 @@ Build = Callable[[ModelSpec, Weights, str, str], bytes]
 
 class ExportError(ValueError):
     """Weights that cannot become an artifact: found and wanted, in one line."""
+
+
+def bits(spec: ModelSpec, quantization: str) -> dict[str, int]:
+    """The matrices that are stored in few bits, and in how many: in int4 all but the head."""
+    names = [name for name, weight in weights(spec).items() if weight.quantized]
+    if quantization == "none":
+        return {}
+    return {n: 4 if quantization == "int4" and n != "head" else 8 for n in names}
 
 
 def export_main(
@@ -204,10 +212,10 @@ def _parse(name: str, about: str | None, suffix: str, argv: Any) -> argparse.Nam
         help="model.safetensors written by training (default: %(default)s)",
     )
     parser.add_argument(
-        "--quantize", choices=["none", "int8"], default="int8", help="default: int8"
+        "--quantize", choices=["none", "int8", "int4"], default="int8", help="default: int8"
     )
     parser.add_argument(
-        "--out", type=Path, help=f"default: runtime/MODEL-int8{suffix}, or -fp32 if not quantized"
+        "--out", type=Path, help=f"default: runtime/MODEL-int8{suffix}; -int4, -fp32"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)

@@ -25,8 +25,9 @@ from tsm.training.spec import PRESETS, parameter_count, weights
 ROOT = Path(__file__).parents[1]
 SPEC = PRESETS["tiny"]
 FORMATS = {"tflite": "to_tflite", "onnx": "to_onnx"}
-FP32, INT8 = ["fp32.tflite", "fp32.onnx"], ["int8.tflite", "int8.onnx"]
-ROWS = {"fp32": "fp32 artifact", "int8": "int8 artifact"}
+KINDS = {"fp32": "none", "int8": "int8", "int4": "int4"}
+FP32, INT8, INT4 = ([f"{kind}.tflite", f"{kind}.onnx"] for kind in KINDS)
+ROWS = {kind: f"{kind} artifact" for kind in KINDS}
 
 
 def random_weights(seed: int = 1) -> dict[str, np.ndarray]:
@@ -52,11 +53,11 @@ def values() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory, values) -> Path:
-    """fp32 and int8 of both formats, as `fp32.tflite` and so on, and what the exporters said."""
+    """fp32, int8 and int4 of both formats, as `fp32.tflite` and so on, and what the exporters said."""
     folder = tmp_path_factory.mktemp("artifacts")
     save_model(folder / "model.safetensors", SPEC, values)
     for suffix, script in FORMATS.items():
-        for kind, quantization in (("fp32", "none"), ("int8", "int8")):
+        for kind, quantization in KINDS.items():
             out = folder / f"{kind}.{suffix}"
             made = run_exporter(
                 script, folder / "model.safetensors", "--quantize", quantization,
@@ -79,7 +80,7 @@ def logits_of(engine, data: bytes, piece: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("piece", [1, 10**6])
-@pytest.mark.parametrize("name", FP32 + INT8)
+@pytest.mark.parametrize("name", FP32 + INT8 + INT4)
 def test_artifact_is_the_oracle(folder, values, name, piece):
     """By single bytes and by blocks with a tail, with the state carried along."""
     wanted, state = verify.run_oracle(SPEC, values, verify.PASSAGE)
@@ -90,7 +91,7 @@ def test_artifact_is_the_oracle(folder, values, name, piece):
         check(row, found, state[part])
 
 
-@pytest.mark.parametrize("name", FP32 + INT8)
+@pytest.mark.parametrize("name", FP32 + INT8 + INT4)
 def test_prefill_is_a_chain_of_decodes(folder, name):
     engine = engine_of(folder / name)
     text = verify.PASSAGE[: 3 * SPEC.chunk + 5]
@@ -98,14 +99,15 @@ def test_prefill_is_a_chain_of_decodes(folder, name):
     check(ROWS[name[:4]], logits_of(engine, text, len(text)), by_bytes, logits=True)
 
 
-def test_formats_agree_when_quantized(folder):
+@pytest.mark.parametrize("names", [INT8, INT4])
+def test_formats_agree_when_quantized(folder, names):
     """Both quantize alike: per row of weights, per token of activations."""
-    one, other = (logits_of(engine_of(folder / name), verify.PASSAGE, 10**6) for name in INT8)
+    one, other = (logits_of(engine_of(folder / name), verify.PASSAGE, 10**6) for name in names)
     check("int8 artifact", one, other, logits=True)
 
 
 @pytest.mark.parametrize("position", [0, 5, SPEC.chunk - 1, SPEC.chunk, 2 * SPEC.chunk + 3])
-@pytest.mark.parametrize("name", FP32 + INT8)
+@pytest.mark.parametrize("name", FP32 + INT8 + INT4)
 def test_no_logit_sees_a_later_byte(folder, name, position):
     """Exactly: a scale of activations shared by a block would let later bytes leak into it."""
     engine, text = engine_of(folder / name), bytearray(verify.PASSAGE[: 3 * SPEC.chunk])
@@ -122,16 +124,16 @@ def test_greedy_text_is_the_same_everywhere(folder, values):
         assert verify.greedy(engine_of(folder / name), b"ROMEO:", 500) == wanted, name
 
 
-@pytest.mark.parametrize("name", FP32 + INT8)
+@pytest.mark.parametrize("name", FP32 + INT8 + INT4)
 def test_metadata(folder, name):
     artifact = open_artifact(folder / name)
     assert artifact.spec == vars(SPEC)
-    assert artifact.quantization == {"fp32": "none", "int8": "int8"}[name[:4]]
+    assert artifact.quantization == KINDS[name[:4]]
     assert (artifact.license, artifact.prefill_tokens) == ("Apache-2.0", SPEC.chunk)
     assert str(ROOT).encode() not in (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_tflite_has_builtin_operators_and_two_entries(folder, kind):
     interpreter = Interpreter(str(folder / f"{kind}.tflite"))
     inputs, state = ["history", "memory", "tokens"], ["next_history", "next_memory"]
@@ -142,26 +144,29 @@ def test_tflite_has_builtin_operators_and_two_entries(folder, kind):
         assert not operator["op_name"].startswith("Flex"), operator
 
 
-@pytest.mark.parametrize("kind", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_onnx_has_standard_operators_only(folder, kind):
+    """But in int4, whose product the standard does not have."""
     made = onnx.load(folder / f"{kind}.onnx")
     onnx.checker.check_model(made, full_check=True)
-    graphs, domains = [made.graph], set()
+    graphs, domains, own = [made.graph], set(), set()
     for graph in graphs:
         for node in graph.node:
             domains.add(node.domain)
+            own |= {node.op_type} if node.domain else set()
             graphs += [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    assert domains == {""}
+    assert own == ({"MatMulNBits"} if kind == "int4" else set())
+    assert domains == ({"", "com.microsoft"} if kind == "int4" else {""})
     assert not any(tensor.external_data for graph in graphs for tensor in graph.initializer)
 
 
-@pytest.mark.parametrize("name", FP32 + INT8)
+@pytest.mark.parametrize("name", FP32 + INT8 + INT4)
 def test_each_weight_stands_once(folder, name):
     """Half the projections again would not fit in what the graphs themselves may take."""
     table, graphs_bytes = weights(SPEC), 160_000
     quantized = sum(np.prod(w.shape) for w in table.values() if w.quantized)
     assert quantized > 0.8 * parameter_count(SPEC)
-    saved = 3 * quantized if "int8" in name else 0
+    saved = {"fp32": 0, "int8": 3, "int4": 3.3}[name[:4]] * quantized
     most = 4 * parameter_count(SPEC) - saved + graphs_bytes
     assert (folder / name).stat().st_size < most
 
