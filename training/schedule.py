@@ -110,8 +110,8 @@ class QLearning(Schedule):
     seed and of the losses alone: its random numbers are Philox(seed, decision).
 
     The seed's state is the level of the loss; a run passes each level once, and its hundred
-    decisions do not fill a table of level x slope: in a toy with one better action that chose it
-    40% of the time, slope alone 97% (150 decisions).
+    decisions do not fill a table of level x slope: in a noisy toy with one better action, that
+    chose it 56% of the time over decisions 75 to 150, slope alone 89%.
 
     It has no final decay: nothing rewards a low rate at the end of the run but the losses
     themselves, and a reward this near prefers what lowers the loss now to what lowers it later
