@@ -65,17 +65,20 @@ def play(schedule: QLearning, answer, decisions: int) -> tuple[list[int], dict]:
 
 @pytest.mark.parametrize("best", range(3))
 def test_q_learns_the_action_that_is_plainly_better(best):
-    actions, memory = play(QLearning(*RUN), lambda action: 0.01 * (action == best), 300)
-    assert actions[:20].count(best) < 15  # it explores first
-    assert actions[-100:].count(best) > 85
-    assert memory["table"][memory["state"]][best] == max(memory["table"][memory["state"]])
-    bound = {0: None, 1: QLearning.lowest, 2: QLearning.highest}[best]
-    assert bound is None or memory["rate"] == pytest.approx(bound, rel=0.6)
+    for seed in range(5):
+        schedule = QLearning(*RUN[:-1], seed)
+        actions, memory = play(schedule, lambda action: 0.01 * (action == best), 150)
+        assert actions[:20].count(best) < 18  # it explores first
+        assert actions[-75:].count(best) > 60
+        row = memory["table"][memory["state"]]
+        assert row[best] == max(row)
+        wanted = {1: QLearning.lowest, 2: QLearning.highest}.get(best)
+        assert wanted is None or abs(np.log(memory["rate"] / wanted)) < 0.5  # a slip or two
 
 
 def test_q_is_a_function_of_its_seed_and_losses():
     """And of nothing else: its memory may go through a checkpoint's JSON at any moment."""
-    losses = np.random.default_rng(0).uniform(0.5, 6, 400)
+    losses = np.random.default_rng(0).uniform(0.5, 6, 400).tolist()
     ends = []
     for seed, stored in ((0, False), (0, True), (1, False)):
         schedule = QLearning(*RUN[:-1], seed)

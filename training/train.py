@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     out = Path(arguments.out)
     try:
-        _check(config)
+        check(config)
         corpus = open_corpus(arguments.data, config.window, arguments.download)
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / "lock", timeout=0):  # let go by the system, however the process ends
@@ -118,7 +118,7 @@ def _train(config: TrainConfig, corpus: Corpus, out: Path, console: Console) -> 
         f"{record['parameters']:,} parameters, {len(corpus.train):,} bytes to learn from, "
         f"step {run.step} of {config.steps}, {config.engine} {config.precision}, {config.schedule}"
     )
-    validation = _validation(corpus, config)
+    validation = validation_windows(corpus, config)
     stop = _stop_on_interrupt()
     started = time.monotonic() - seconds
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -302,7 +302,7 @@ def _save(out: Path, engine: Any, run: Run, record: dict[str, Any], seconds: flo
     write_arrays(out / "checkpoint.safetensors", arrays, metadata)
 
 
-def _validation(corpus: Corpus, config: TrainConfig) -> np.ndarray:
+def validation_windows(corpus: Corpus, config: TrainConfig) -> np.ndarray:
     windows, _ = fresh_windows(corpus.validation, config.window)
     wanted = min(config.eval_windows, len(windows))
     return windows[np.linspace(0, len(windows) - 1, wanted).astype(int)]
@@ -318,7 +318,7 @@ def _engine(config: TrainConfig, spec: ModelSpec) -> tuple[Any, TrainConfig]:
     return library.Engine(spec, config.dropout, bf16, config.compiled), config
 
 
-def _check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> None:
     for name in ("steps", "batch", "window", "eval_every", "eval_windows", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise RunError(f"--{name.replace('_', '-')} {getattr(config, name)}: wanted at least 1")
