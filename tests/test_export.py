@@ -53,7 +53,7 @@ def values() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory, values) -> Path:
-    """fp32, int8 and int4 of both formats, as `fp32.tflite` and so on, and what the exporters said."""
+    """fp32, int8 and int4 of both formats, as `fp32.tflite` and so on."""
     folder = tmp_path_factory.mktemp("artifacts")
     save_model(folder / "model.safetensors", SPEC, values)
     for suffix, script in FORMATS.items():
