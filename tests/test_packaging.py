@@ -27,6 +27,7 @@ SOURCES = sorted(
 SCRIPTS = {
     "tsm-train": "training/train.py",
     "tsm-evaluate": "training/evaluate.py",
+    "tsm-tasks": "training/tasks.py",
     "tsm-to-tflite": "export/to_tflite.py",
     "tsm-to-onnx": "export/to_onnx.py",
     "tsm-generate": "runtime/generate.py",

@@ -1,10 +1,18 @@
-"""Nats per byte of a model on the held-out 10% of a corpus.
+"""Nats per byte of a model on the held-out 10% of a corpus, or its accuracy on a recall task.
 
     python training/evaluate.py models/shakespeare.safetensors --data shakespeare
-    python training/evaluate.py runtime/shakespeare-int8.tflite
+    python training/evaluate.py runtime/shakespeare-int8.tflite --stream-bytes 1048576
+    python training/evaluate.py runtime/shakespeare-int8.onnx --task passkey --distances 16 64
 
 fresh: every window of 256 bytes starts without context (nanoGPT's protocol, but over the whole
 split, so that nothing is drawn at random). streaming: one pass with the state carried along.
+--stream-bytes N: loss by position. The held-out part is repeated up to N bytes as one stream with
+the state carried along, and its first 10,000 bytes are scored again wherever about 10K, 100K and
+1M bytes have been read. All bins hold the same text, so that only the length behind them differs.
+The later meetings are re-readings: a model that could remember the first would do better there, so
+they show whether a long stream harms, and do not measure what long new context is worth.
+--task: a recall task of training/tasks.py, by distance; every example starts without context. An
+example is right if each byte of its answer is the likeliest, the true ones before it given.
 A .tflite or .onnx is run by the device's own engine, byte for byte what a user gets.
 """
 
@@ -13,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +33,16 @@ from tsm.runtime.engines import EngineError, open_engine
 from tsm.training import model
 from tsm.training.checkpoint import load_model
 from tsm.training.data import DataError, fresh_windows, open_corpus
-from tsm.training.spec import SpecError
+from tsm.training.spec import ModelSpec, SpecError
+from tsm.training.tasks import TASKS, evaluation_examples
 
 STREAM_BLOCK = 1024  # bytes a call when streaming; does not change the result
 ROWS = 16  # fresh windows a call
+PIECE = 10_000  # bytes that a stream meets again and again
+MEETINGS = (10_000, 100_000, 1_000_000)  # bytes read, about, where the piece is scored
+LONGEST_STREAM = 1 << 20  # bytes: the first length that holds a meeting at 1M of Tiny Shakespeare
+DISTANCES = (16, 64, 256, 1024)  # bytes
+EXAMPLES = 50  # of each distance
 
 # (tokens (rows, L), state or None) -> (logits (rows, L, vocabulary), state)
 Scorer = Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]
@@ -37,50 +51,125 @@ Scorer = Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]
 def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
-        corpus = open_corpus(arguments.data, arguments.window)
-        found = evaluate(arguments.model, corpus.validation[: arguments.limit], arguments.window)
+        if arguments.task:
+            score = scorer(arguments.model)
+            found = recall(score, arguments.task, arguments.distances, arguments.examples)
+            found = {"model": str(arguments.model), **found}
+        else:
+            corpus = open_corpus(arguments.data, arguments.window)
+            data = corpus.validation[: arguments.limit]
+            found = evaluate(arguments.model, data, arguments.window, arguments.stream_bytes)
     except (ArtifactError, DataError, EngineError, SpecError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    if arguments.json:
-        print(json.dumps(found))
-    else:
-        for name, value in found.items():
-            shown = f"{value:.4f}" if isinstance(value, float) else value
-            print(f"{name:>24}  {shown}")
+    print(json.dumps(found) if arguments.json else shown(found))
     return 0
 
 
-def evaluate(path: str | Path, data: np.ndarray, window: int) -> dict[str, Any]:
-    """Both figures of the model at `path` over all of `data` (bytes)."""
+def shown(found: dict[str, Any]) -> str:
+    """A line a figure; under them, a table of the rows of a list."""
+
+    def text(value: Any) -> str:
+        return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, list):
+            lines += ["  ".join(row) for row in value[:1]]  # none: a stream that ended early
+            lines += ["  ".join(text(v).rjust(len(n)) for n, v in row.items()) for row in value]
+        else:
+            lines.append(f"{name:>27}  {text(value)}")
+    return "\n".join(lines)
+
+
+def evaluate(
+    path: str | Path, data: np.ndarray, window: int, stream_bytes: int | None = None
+) -> dict[str, Any]:
+    """Both figures of the model at `path` over all of `data` (bytes); by position if asked."""
     score = scorer(path)
+    by_position = {} if stream_bytes is None else stream(score, data, stream_bytes)
     return {
         "model": str(path),
         "bytes": len(data),
         "window": window,
         "fresh_nats_per_byte": _fresh(score, data, window),
         "streaming_nats_per_byte": _streaming(score, data),
+        **by_position,
+    }
+
+
+def stream(score: Scorer, data: np.ndarray, size: int) -> dict[str, Any]:
+    """Loss on the first PIECE bytes of `data` (of all, if shorter) where they are met nearest to
+    each of MEETINGS in a stream of `size` bytes, `data` over and over; bytes read are counted to
+    the piece's end. Its first byte, which nothing precedes at the first meeting, never counts.
+
+    The stream ends early at a logit that is not finite; meetings that were whole are kept."""
+    piece = min(PIECE, len(data))
+    if not piece <= size <= LONGEST_STREAM:
+        raise DataError(f"stream of {size} bytes, wanted {piece} to {LONGEST_STREAM}")
+    tokens = np.resize(np.asarray(data), size).astype(np.int64)  # repeats `data`
+    ends = np.arange(piece, size + 1, len(data))  # bytes read at the end of every meeting
+    totals, read = np.zeros(len(ends)), 1
+    for start, logits in _carried(score, tokens, "stream"):
+        if not np.isfinite(logits).all():
+            break
+        meeting, place = np.divmod(start + 1 + np.arange(len(logits)), len(data))  # of the targets
+        scored = (place > 0) & (place < piece) & (meeting < len(ends))
+        targets = tokens[start + 1 : start + 1 + len(logits)]
+        np.add.at(totals, meeting[scored], losses(logits, targets)[scored])
+        read = start + 1 + len(logits)
+    whole = ends[ends <= read]
+    nearest = {int(np.abs(whole - wanted).argmin()) for wanted in MEETINGS if len(whole)}
+    return {
+        "stream_bytes": read,
+        "stream_finite": read == size,
+        "stream_piece_bytes": piece,
+        "stream": [
+            {"bytes_read": int(whole[i]), "nats_per_byte": float(totals[i] / (piece - 1))}
+            for i in sorted(nearest)
+        ],
+    }
+
+
+def recall(score: Scorer, task: str, distances: list[int], examples: int) -> dict[str, Any]:
+    """Accuracy (all bytes of an answer greedily right), the part of single bytes that are right,
+    and nats per answer byte, by distance in bytes; and the chance level of each: a guess among
+    the bytes that an answer is made of."""
+    rows = []
+    for distance in distances:
+        right, nats = [], []  # (examples, answer bytes)
+        drawn = evaluation_examples(task, distance, examples)
+        for example in track(drawn, f"distance {distance}", disable=not sys.stderr.isatty()):
+            tokens = np.frombuffer(example.text, np.uint8).astype(np.int64)
+            logits = np.concatenate([block for _, block in _carried(score, tokens)])
+            places = np.array(example.answers)
+            answers, logits = tokens[places], logits[places - 1]
+            right.append(logits.argmax(axis=-1) == answers)
+            nats.append(losses(logits, answers))
+        rows.append(
+            {
+                "distance": distance,
+                "accuracy": float(np.all(right, axis=1).mean()),
+                "byte_accuracy": float(np.mean(right)),
+                "nats_per_answer_byte": float(np.mean(nats)),
+            }
+        )
+    return {
+        "task": task,
+        "examples": examples,
+        "chance_accuracy": TASKS[task].chance_accuracy,
+        "chance_byte_accuracy": 1 / TASKS[task].alphabet,
+        "chance_nats_per_answer_byte": TASKS[task].chance_nats_per_byte,
+        "distances": rows,
     }
 
 
 def scorer(path: str | Path) -> Scorer:
     """The function that a model file computes, whatever its format."""
     if Path(path).suffix not in (".tflite", ".onnx"):
-        import array_api_compat.torch as xp
-        import torch
-
-        spec, arrays = load_model(path)
-        weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-        @torch.inference_mode()
-        def score(tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
-            state = state or model.initial_state(xp, spec, len(tokens))
-            logits, state = model.forward(xp, spec, weights, torch.from_numpy(tokens), state)
-            return logits.numpy(), state
-
-        return score
+        return weights_scorer(*load_model(path))
 
     engine = open_engine(open_artifact(path))
 
@@ -96,8 +185,24 @@ def scorer(path: str | Path) -> Scorer:
     return score_one
 
 
+def weights_scorer(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> Scorer:
+    """The function of weights in memory, by PyTorch."""
+    import array_api_compat.torch as xp
+    import torch
+
+    weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    @torch.inference_mode()
+    def score(tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+        state = state or model.initial_state(xp, spec, len(tokens))
+        logits, state = model.forward(xp, spec, weights, torch.from_numpy(tokens), state)
+        return logits.numpy(), state
+
+    return score
+
+
 def losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Nats of each target (rows, L), in double precision."""
+    """Nats of each target (..., L), in double precision; logits (..., L, vocabulary)."""
     logits = logits.astype(np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(shifted, targets[..., None], axis=-1)[..., 0]
@@ -116,13 +221,25 @@ def _fresh(score: Scorer, data: np.ndarray, window: int) -> float:
 
 
 def _streaming(score: Scorer, data: np.ndarray) -> float:
-    tokens, state, total = np.asarray(data).astype(np.int64)[None], None, 0.0
-    starts = range(0, len(data) - 1, STREAM_BLOCK)
-    for start in track(starts, "streaming", disable=not sys.stderr.isatty()):
-        piece = tokens[:, start : start + STREAM_BLOCK + 1]
-        logits, state = score(piece[:, :-1], state)
-        total += losses(logits, piece[:, 1:]).sum()
+    tokens, total = np.asarray(data).astype(np.int64), 0.0
+    for start, logits in _carried(score, tokens, "streaming"):
+        total += losses(logits, tokens[start + 1 : start + 1 + len(logits)]).sum()
     return float(total / (len(data) - 1))
+
+
+def _carried(
+    score: Scorer, tokens: np.ndarray, shown: str | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """One pass over `tokens` (L,) with the state carried: where each block starts, and its logits
+    (block, vocabulary) of the bytes one further. The last byte is only predicted, not read.
+    shown: the name of a progress bar, if there is to be one."""
+    state = None
+    starts = range(0, len(tokens) - 1, STREAM_BLOCK)
+    hidden = shown is None or not sys.stderr.isatty()
+    for start in track(starts, shown or "", disable=hidden):
+        block = tokens[None, start : min(start + STREAM_BLOCK, len(tokens) - 1)]
+        logits, state = score(block, state)
+        yield start, logits[0]
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -140,10 +257,37 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--window", type=int, default=256, help="bytes (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first LIMIT bytes of the held-out part")
+    parser.add_argument(
+        "--stream-bytes",
+        type=int,
+        metavar="N",
+        help=f"loss by position in a stream of N bytes, at most {LONGEST_STREAM} (default: off)",
+    )
+    parser.add_argument(
+        "--task", choices=TASKS, help="a recall task, in place of the loss on --data"
+    )
+    parser.add_argument(
+        "--distances",
+        type=int,
+        nargs="+",
+        default=list(DISTANCES),
+        metavar="BYTES",
+        help=f"of --task (default: {' '.join(map(str, DISTANCES))})",
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=EXAMPLES,
+        help="of --task, at each distance (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     if arguments.window < 1 or (arguments.limit is not None and arguments.limit < 2):
         parser.error("--window wants at least 1, --limit at least 2")
+    if arguments.examples < 1:
+        parser.error("--examples wants at least 1")
+    if arguments.task and arguments.stream_bytes is not None:
+        parser.error("--task and --stream-bytes exclude each other: one wants --data, one does not")
     return arguments
 
 

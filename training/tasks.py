@@ -1,0 +1,204 @@
+"""Recall tasks as bytes: texts whose answers stand earlier in the text, at a chosen distance.
+
+    python training/tasks.py mqar --bytes 2000000 --out mqar.txt
+    python training/train.py --data mqar.txt --out runs/mqar
+    python training/evaluate.py runs/mqar/model.safetensors --task mqar
+
+mqar     multi-query associative recall (Arora et al., 2023, arXiv 2312.04927): keys with their
+         values, then every key once more, in another order:       aXbY......?bYaX
+copying  selective copying (Gu and Dao, 2023, arXiv 2312.00752): letters at random places among
+         noise, then the letters alone:                            ..d.a....f.?daf
+passkey  passkey retrieval (Mohtashami and Jaggi, 2023, arXiv 2305.16300): a number in a sentence,
+         irrelevant sentences, then the question for it, in words of the paper
+
+An example is one line, a function of (seed, distance) alone. Its distance, in bytes, is from the
+start of what is to be remembered to the start of the question. In mqar that is also the mean
+distance from a pair to its query. The noise is one constant byte, as in Gu and Dao, so that little
+of a training text's loss is noise. A window of training should be longer than an example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tsm.training.data import DataError
+
+KEYS, VALUES = b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PAIRS = 8  # of mqar; the paper's fewest is 4
+LETTERS, COPIED = b"abcdefghijklmnop", 8  # of copying; the paper copies 16, of a vocabulary of 16
+DIGITS, PASSKEY_DIGITS = b"0123456789", 5  # of passkey, as in the paper
+NOISE, ASK = b".", b"?"
+STATEMENT = b"The pass key is "
+QUESTION = b"What is the pass key? " + STATEMENT
+GARBAGE = (
+    b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+)
+
+# Example i of a corpus has the seed corpus_seed * 2^32 + i; those of evaluation begin above all.
+CORPUS_SEEDS, CORPUS_EXAMPLES = 2**31, 2**32
+EVALUATION_SEED = CORPUS_SEEDS * CORPUS_EXAMPLES
+SHORTEST, LONGEST = 16, 192  # distances of a corpus, for train.py's windows of 256
+
+
+@dataclass(frozen=True)
+class Example:
+    text: bytes  # one line, with its newline
+    answers: tuple[int, ...]  # positions in `text` of the bytes that only recall can give
+
+
+@dataclass(frozen=True)
+class Task:
+    make: Callable[[int, int], Example]  # (seed, distance in bytes)
+    shortest: int  # distance, bytes
+    answer_bytes: int  # of an example
+    alphabet: int  # as many bytes can stand at a place of an answer
+
+    def example(self, seed: int, distance: int) -> Example:
+        if distance < self.shortest:
+            name = next(name for name, task in TASKS.items() if task is self)
+            raise DataError(f"{name}: distance {distance} bytes, wanted at least {self.shortest}")
+        return self.make(seed, distance)
+
+    @property
+    def chance_accuracy(self) -> float:
+        """Of one who knows the task's form, reads nothing and guesses the whole answer."""
+        return self.alphabet**-self.answer_bytes
+
+    @property
+    def chance_nats_per_byte(self) -> float:
+        return math.log(self.alphabet)
+
+
+def mqar(seed: int, distance: int) -> Example:
+    random = _random(seed, distance)
+    keys = random.permutation(np.frombuffer(KEYS, np.uint8))[:PAIRS]
+    pairs = np.stack([keys, _draw(random, VALUES, PAIRS)], axis=1)  # (pairs, 2)
+    shown = pairs.tobytes().ljust(distance, NOISE) + ASK
+    queries = random.permutation(pairs).tobytes()
+    return Example(shown + queries + b"\n", _places(len(shown) + 1, PAIRS, step=2))
+
+
+def copying(seed: int, distance: int) -> Example:
+    random = _random(seed, distance)
+    letters = _draw(random, LETTERS, COPIED)
+    shown = np.full(distance, NOISE[0], np.uint8)
+    shown[np.sort(random.permutation(distance)[:COPIED])] = letters
+    text = shown.tobytes() + ASK + letters.tobytes() + b"\n"
+    return Example(text, _places(distance + 1, COPIED))
+
+
+def passkey(seed: int, distance: int) -> Example:
+    random = _random(seed, distance)
+    digits = _draw(random, DIGITS, PASSKEY_DIGITS).tobytes()
+    before = GARBAGE[random.integers(len(GARBAGE)) :]
+    after = (b". " + GARBAGE * (distance // len(GARBAGE) + 1))[: distance - PASSKEY_DIGITS]
+    text = before + STATEMENT + digits + after + QUESTION
+    return Example(text + digits + b".\n", _places(len(text), PASSKEY_DIGITS))
+
+
+TASKS = {
+    "mqar": Task(mqar, 2 * PAIRS, PAIRS, len(VALUES)),
+    "copying": Task(copying, COPIED, COPIED, len(LETTERS)),
+    "passkey": Task(passkey, PASSKEY_DIGITS + 2, PASSKEY_DIGITS, len(DIGITS)),
+}
+
+
+def corpus(task: str, size: int, seed: int = 0, longest: int = LONGEST) -> bytes:
+    """Whole examples, together at least `size` bytes; as many of distances 16 to 32 as of 32 to
+    64 and so on up to `longest`."""
+    text = bytearray()
+    for example in _corpus_examples(task, seed, longest):
+        if len(text) >= size:
+            break
+        text += example.text
+    return bytes(text)
+
+
+def evaluation_examples(task: str, distance: int, count: int) -> list[Example]:
+    """Always the same; none has the seed of an example of a corpus."""
+    return [TASKS[task].example(EVALUATION_SEED + i, distance) for i in range(count)]
+
+
+def _corpus_examples(task: str, seed: int, longest: int) -> Iterator[Example]:
+    if not 0 <= seed < CORPUS_SEEDS:
+        raise DataError(f"corpus seed {seed}, wanted 0 to {CORPUS_SEEDS - 1}")
+    if longest < SHORTEST:
+        raise DataError(f"longest distance {longest} bytes, wanted at least {SHORTEST}")
+    for number in range(seed * CORPUS_EXAMPLES, (seed + 1) * CORPUS_EXAMPLES):
+        spread = _random(number, 0).uniform(math.log(SHORTEST), math.log(longest + 1))
+        yield TASKS[task].example(number, int(math.exp(spread)))
+
+
+def _random(seed: int, distance: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, distance], np.uint64)))
+
+
+def _draw(random: np.random.Generator, alphabet: bytes, count: int) -> np.ndarray:
+    return np.frombuffer(alphabet, np.uint8)[random.integers(len(alphabet), size=count)]
+
+
+def _places(first: int, count: int, step: int = 1) -> tuple[int, ...]:
+    return tuple(range(first, first + count * step, step))
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parse(argv)
+    out = arguments.out
+    beside = out.with_name(out.name + ".partial")
+    try:
+        text = corpus(arguments.task, arguments.bytes, arguments.seed, arguments.longest)
+        beside.write_bytes(text)
+        os.replace(beside, out)
+    except DataError as error:
+        print(f"tasks: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        print(f"tasks: {out}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    made = {
+        "task": arguments.task,
+        "out": str(out),
+        "bytes": len(text),
+        "examples": text.count(b"\n"),
+    }
+    if arguments.json:
+        print(json.dumps(made))
+    else:
+        print("{out}: {examples:,} examples of {task}, {bytes:,} bytes".format(**made))
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tasks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument(
+        "--bytes", type=int, default=1_000_000, help="at least so many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--longest", type=int, default=LONGEST, help="distance, bytes (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    if arguments.bytes < 1:
+        parser.error("--bytes wants at least 1")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
