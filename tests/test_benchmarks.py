@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import comparison  # noqa: E402
 import cost  # noqa: E402
 import quality  # noqa: E402
+import recall  # noqa: E402
 from results import append, read  # noqa: E402
 
 from tsm.training.spec import parameter_count  # noqa: E402
@@ -28,6 +32,21 @@ def test_systems_have_equal_parameters():
             if "124M" not in name:
                 ratio = parameter_count(spec) / parameter_count(base)
                 assert 0.97 < ratio < 1.03, name
+
+
+def test_recall_compares_equal_parameters_and_goes_on():
+    base = parameter_count(recall.MIXERS["topological"])
+    for mixer, spec in recall.MIXERS.items():
+        assert 0.97 < parameter_count(spec) / base < 1.03, mixer
+    config = replace(recall.CONFIG, steps=2, batch=1)
+    wanted = Namespace(tasks=["mqar"], mixers=["mingru"], seeds=[0, 1], distances=[16], examples=1)
+    waiting = list(recall._waiting([], wanted, config))
+    assert [config.seed for _, _, config in waiting] == [0, 1]
+    found = json.loads(json.dumps(recall.measure(*waiting[0], [16], 1)))
+    assert list(recall._waiting([found], wanted, config)) == waiting[1:]
+    (row,) = found["rows"]
+    assert row["distance"] == 16 and f"({row['byte_accuracy']:.2f})" in recall.table([found])
+    assert "1, 1 diverged" in recall.table([found | {"rows": []}])
 
 
 def test_each_system_is_tuned_before_its_other_seeds_run():

@@ -12,9 +12,10 @@ passkey  passkey retrieval (Mohtashami and Jaggi, 2023, arXiv 2305.16300): a num
          irrelevant sentences, then the question for it, in words of the paper
 
 An example is one line, a function of (seed, distance) alone. Its distance, in bytes, is from the
-start of what is to be remembered to the start of the question. In mqar that is also the mean
-distance from a pair to its query. The noise is one constant byte, as in Gu and Dao, so that little
-of a training text's loss is noise. A window of training should be longer than an example.
+start of what is to be remembered to the start of the question. In mqar a pair's query comes one
+byte more than that after it, in the mean over the pairs. The noise is one constant byte, as in Gu
+and Dao, so that little of a training text's loss is noise. A window of training should be longer
+than an example.
 """
 
 from __future__ import annotations

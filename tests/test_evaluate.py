@@ -1,0 +1,304 @@
+"""Evaluation: the recall tasks can be solved by reading, and each figure is what it is called.
+
+pytest tests/test_evaluate.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsm.training import evaluate, model, tasks
+from tsm.training.checkpoint import save_model
+from tsm.training.data import DataError
+from tsm.training.spec import PRESETS
+from tsm.training.tasks import TASKS
+
+ROOT = Path(__file__).parent.parent
+CORPUS_BYTES = 3000  # enough for a held-out part of one window of 256
+
+
+# What a reader without a model answers, from the bytes of the text before the answers.
+
+
+def solve_mqar(text: bytes) -> bytes:
+    shown, asked = text.strip().split(b"?")
+    pairs = shown.rstrip(b".")
+    values = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    return bytes(values[key] for key in asked[::2])
+
+
+def solve_copying(text: bytes) -> bytes:
+    return text.partition(b"?")[0].replace(b".", b"")
+
+
+def solve_passkey(text: bytes) -> bytes:
+    found = re.search(rb"The pass key is (\d+)\.", text)
+    assert found
+    return found[1]
+
+
+SOLVERS = {"mqar": solve_mqar, "copying": solve_copying, "passkey": solve_passkey}
+
+
+def answer(example: tasks.Example) -> bytes:
+    return bytes(example.text[place] for place in example.answers)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("distance", [None, 64, 1024])
+def test_reading_the_text_gives_every_answer(task, distance):
+    for seed in range(50):
+        example = TASKS[task].example(seed, distance or TASKS[task].shortest)
+        assert SOLVERS[task](example.text) == answer(example)
+        assert len(example.answers) == TASKS[task].answer_bytes
+        assert example.text.count(b"\n") == 1 and example.text.endswith(b"\n")
+        assert example == TASKS[task].example(seed, distance or TASKS[task].shortest)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_question_comes_at_its_distance(task):
+    for distance in (16, 100, 1000):
+        text = TASKS[task].example(3, distance).text
+        start = text.index(tasks.STATEMENT) + len(tasks.STATEMENT) if task == "passkey" else 0
+        question = tasks.QUESTION if task == "passkey" else tasks.ASK
+        assert text.index(question) - start == distance
+
+
+def test_a_query_of_mqar_is_in_the_mean_one_byte_beyond_the_distance():
+    example = TASKS["mqar"].example(0, 100)
+    asked = [place - 1 for place in example.answers]
+    gaps = [place - example.text.index(example.text[place]) for place in asked]
+    assert np.mean(gaps) == 101
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_corpus_is_whole_examples_of_other_seeds_than_the_evaluation(task):
+    text = tasks.corpus(task, 20_000)
+    lines = text.splitlines(keepends=True)
+    assert len(text) - len(lines[-1]) < 20_000 <= len(text)
+    if task != "mqar":  # its answers stand between the queries
+        assert all(line.rstrip(b".\n").endswith(SOLVERS[task](line)) for line in lines)
+    assert text == tasks.corpus(task, 20_000) != tasks.corpus(task, 20_000, seed=1)
+    drawn = {e.text for d in range(16, 193) for e in tasks.evaluation_examples(task, d, 5)}
+    assert not drawn & set(lines)
+
+
+def test_no_seed_of_a_corpus_is_one_of_the_evaluation(monkeypatch):
+    seeds = []
+    made = tasks.Task(lambda seed, _: seeds.append(seed) or tasks.Example(b"12\n", (1,)), 1, 1, 2)
+    monkeypatch.setitem(TASKS, "mqar", made)
+    last = tasks.CORPUS_SEEDS - 1
+    for seed in (0, 1, last):
+        tasks.corpus("mqar", 10, seed)
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < (last + 1) * tasks.CORPUS_EXAMPLES == tasks.EVALUATION_SEED
+    seeds.clear()
+    tasks.evaluation_examples("mqar", 16, 3)
+    assert min(seeds) == tasks.EVALUATION_SEED and len(set(seeds)) == 3
+    for seed in (-1, last + 1):
+        with pytest.raises(DataError):
+            tasks.corpus("mqar", 10, seed)
+
+
+# Scorers made by hand
+
+
+def uniform(tokens: np.ndarray, state: object) -> tuple[np.ndarray, object]:
+    return np.zeros((*tokens.shape, 256), np.float32), state
+
+
+def look_up(texts: list[bytes]) -> evaluate.Scorer:
+    """Knows `texts` by heart: the state is what was read."""
+
+    def score(tokens: np.ndarray, state: bytes | None) -> tuple[np.ndarray, bytes]:
+        logits, read = np.zeros((1, tokens.shape[1], 256), np.float32), state or b""
+        (text,) = [t for t in texts if t.startswith(read + bytes(tokens[0].tolist()))]
+        following = text[len(read) + 1 :][: tokens.shape[1]]
+        logits[0, np.arange(len(following)), list(following)] = 100
+        return logits, read + bytes(tokens[0].tolist())
+
+    return score
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_uniform_model_pays_log_256_and_a_perfect_one_nothing(task):
+    distances = [32, 1500]  # the second over more than one block
+    for row in evaluate.recall(uniform, task, distances, 3)["distances"]:
+        assert row["nats_per_answer_byte"] == math.log(256)
+        assert row["accuracy"] == row["byte_accuracy"] == 0
+    texts = [e.text for d in distances for e in tasks.evaluation_examples(task, d, 3)]
+    found = evaluate.recall(look_up(texts), task, distances, 3)
+    assert [row["distance"] for row in found["distances"]] == distances
+    for row in found["distances"]:
+        assert row["accuracy"] == row["byte_accuracy"] == 1
+        assert row["nats_per_answer_byte"] == pytest.approx(0, abs=1e-12)
+
+
+def test_one_wrong_byte_makes_an_answer_wrong():
+    (example,) = tasks.evaluation_examples("passkey", 16, 1)
+
+    def score(tokens: np.ndarray, state: bytes | None) -> tuple[np.ndarray, bytes]:
+        logits, state = look_up([example.text])(tokens, state)
+        logits[0, example.answers[-1] - 1] = 0
+        return logits, state
+
+    (row,) = evaluate.recall(score, "passkey", [16], 1)["distances"]
+    assert row["accuracy"] == 0 and row["byte_accuracy"] == 0.8
+    assert row["nats_per_answer_byte"] == pytest.approx(math.log(256) / 5)
+
+
+def test_chance_is_a_guess_among_the_bytes_of_an_answer():
+    for name, task in TASKS.items():
+        examples = [task.example(seed, 64) for seed in range(200)]
+        assert len({byte for example in examples for byte in answer(example)}) == task.alphabet
+        found = evaluate.recall(uniform, name, [16], 1)
+        assert found["chance_nats_per_answer_byte"] == math.log(task.alphabet)
+        assert found["chance_accuracy"] == pytest.approx((1 / task.alphabet) ** task.answer_bytes)
+
+
+# Loss by position
+
+STREAMED = np.random.default_rng(0).integers(0, 256, 27_000).astype(np.uint8)
+
+
+def recording(read: list[int]) -> evaluate.Scorer:
+    """Pays, for every byte, a loss that depends on the byte read before it alone."""
+
+    def score(tokens: np.ndarray, state: int | None) -> tuple[np.ndarray, int]:
+        read.extend(tokens[0].tolist())
+        logits = np.zeros((*tokens.shape, 256), np.float32)
+        logits[..., 0] = tokens % 7
+        return logits, (state or 0) + tokens.shape[1]
+
+    return score
+
+
+def test_the_bins_cover_the_same_text():
+    read: list[int] = []
+    found = evaluate.stream(recording(read), STREAMED, 200_000)
+    assert read == np.resize(STREAMED, 200_000)[:-1].tolist()
+    ends = [row["bytes_read"] for row in found["stream"]]
+    assert ends == [10_000, 10_000 + 3 * 27_000, 10_000 + 7 * 27_000]
+    assert found["stream_finite"] and found["stream_bytes"] == 200_000
+    piece = STREAMED[:10_000].astype(np.int64)
+    logits, _ = recording([])(piece[None, :-1], None)
+    alone = evaluate.losses(logits[0], piece[1:]).mean()
+    assert [row["nats_per_byte"] for row in found["stream"]] == pytest.approx([alone] * 3)
+
+
+def test_loss_by_position_shows_a_memory_that_spoils():
+    """Right about the first meeting, and less so the more it has read."""
+
+    def score(tokens: np.ndarray, state: int | None) -> tuple[np.ndarray, int]:
+        start = state or 0
+        following = STREAMED[(start + 1 + np.arange(tokens.shape[1])) % len(STREAMED)]
+        logits = np.zeros((*tokens.shape, 256), np.float32)
+        logits[0, np.arange(tokens.shape[1]), following] = 50 / (1 + start / 10_000)
+        return logits, start + tokens.shape[1]
+
+    found = evaluate.stream(score, STREAMED, 200_000)["stream"]
+    nats = [row["nats_per_byte"] for row in found]
+    assert nats == sorted(nats) and nats[0] < 0.1 < 1 < nats[-1]
+
+
+@pytest.mark.parametrize(("broken_at", "meetings"), [(30_000, [10_000]), (0, [])])
+def test_a_stream_ends_where_a_logit_is_not_finite(broken_at, meetings):
+    def score(tokens: np.ndarray, state: int | None) -> tuple[np.ndarray, int]:
+        read = (state or 0) + tokens.shape[1]
+        return np.full((*tokens.shape, 256), math.nan if read > broken_at else 0.0), read
+
+    found = evaluate.stream(score, STREAMED, 100_000)
+    assert not found["stream_finite"]
+    assert broken_at - evaluate.STREAM_BLOCK < found["stream_bytes"] <= broken_at + 1
+    assert [row["bytes_read"] for row in found["stream"]] == meetings
+    assert evaluate.shown(found)
+    for row in found["stream"]:
+        assert row["nats_per_byte"] == pytest.approx(math.log(256))
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A tiny model in which no matrix is zero."""
+    spec, random = PRESETS["tiny"], np.random.default_rng(1)
+    noisy = {
+        n: v + np.float32(0.05) * random.standard_normal(v.shape, np.float32)
+        for n, v in model.initialise(spec, 0).items()
+    }
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_model(path, spec, noisy)
+    return path
+
+
+def test_a_corpus_of_a_task_is_written_and_a_model_evaluated_on_all(tmp_path, weights, capsys):
+    out = tmp_path / "mqar.txt"
+    command = ["mqar", "--bytes", str(CORPUS_BYTES), "--out", str(out), "--json"]
+    assert tasks.main(command) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["bytes"] == out.stat().st_size and out.read_bytes() == tasks.corpus("mqar", 3000)
+    on_text = [str(weights), "--data", str(out), "--stream-bytes", "1500"]
+    assert evaluate.main([*on_text, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["stream_finite"] and found["stream_bytes"] == 1500
+    assert found["stream"][-1]["bytes_read"] == 1500 // found["bytes"] * found["bytes"]
+    assert evaluate.main(on_text) == 0
+    assert "nats_per_byte" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_model_is_evaluated_on_a_task(task, weights, capsys):
+    command = [str(weights), "--task", task, "--distances", "16", "40", "--examples", "2"]
+    assert evaluate.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["distance"] for row in found["distances"]] == [16, 40]
+    assert all(row["nats_per_answer_byte"] > 0 for row in found["distances"])
+    assert evaluate.main(command) == 0
+    assert "chance_accuracy" in capsys.readouterr().out
+
+
+def test_the_shipped_onnx_is_evaluated_on_a_task():
+    score = evaluate.scorer(ROOT / "runtime" / "shakespeare-int8.onnx")
+    (row,) = evaluate.recall(score, "copying", [16], 1)["distances"]
+    assert 0 < row["nats_per_answer_byte"] < 100
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--task", "mqar", "--distances", "15"),
+        ("--stream-bytes", "10"),
+        ("--stream-bytes", str(evaluate.LONGEST_STREAM + 1)),
+        ("--data", "missing.txt"),
+    ],
+)
+def test_bad_input_is_one_line(options, tmp_path, weights, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes(tasks.corpus("copying", CORPUS_BYTES))
+    assert evaluate.main([str(weights), "--data", str(corpus), *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"evaluate: .+, wanted .+\n", printed.err)
+
+
+@pytest.mark.parametrize("options", [("--longest", "15"), ("--seed", "-1"), ("--out", "missing/x")])
+def test_a_bad_corpus_is_one_line_and_leaves_nothing(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert tasks.main(["mqar", "--bytes", "100", "--out", "x", *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"tasks: .+\n", printed.err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("main", [evaluate.main, tasks.main])
+@pytest.mark.parametrize("options", [("--examples", "0"), ("--bytes", "0"), ("--task", "chess")])
+def test_a_bad_option_is_refused(main, options, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["mqar", "--out", "x", *options] if main is tasks.main else [*options])
+    assert refused.value.code == 2 and "error: " in capsys.readouterr().err
