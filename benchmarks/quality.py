@@ -58,12 +58,14 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "windows of 64": {"window": 64},
     "windows of 1024": {"window": 1024},
     "carried state": {"carried": True},
+    "updates of 2,048 tokens": {"tokens": 2048},
     "AdamW alone": {"muon": False},
 }
 RATES = (0.01, 0.02, 0.04)  # of Muon; AdamW's is a fraction of it
 ADAM_FRACTION = 0.15
 SEEDS = (0, 1, 2)
 STEPS, TOKENS, WINDOW, WARMUP, DECAY = 400, 4096, 256, 20, 0.5  # TOKENS: of an update
+PRECISION = "bf16"  # of matrix products in training; validation is in fp32
 WEIGHT_DECAY, AVERAGE_DECAY = 0.1, 0.98
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
@@ -104,6 +106,7 @@ def _waiting(results: list[dict[str, Any]], only: list[str], steps: int) -> Iter
 @dataclass(frozen=True)
 class Training:
     window: int = WINDOW
+    tokens: int = TOKENS  # of an update; the fewer, the more updates
     dropout: float = 0.1
     by_sequence: bool = False  # one dropout mask for all tokens of a window
     carried: bool = False  # a window goes on where its row's last one ended, with its state
@@ -122,7 +125,7 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
 
     system, rate, seed, steps = job
     spec, how = SYSTEMS.get(system, BASE), Training(**TRAININGS.get(system, {}))
-    rows = TOKENS // how.window
+    rows, steps = how.tokens // how.window, steps * TOKENS // how.tokens
 
     class Varied(Engine):
         carried_state: Any = None
@@ -152,8 +155,9 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
         places = (starts[:, None] + np.arange(how.window + 1)) % len(corpus.train)
         return np.asarray(corpus.train)[places].astype(np.int64)
 
-    schedule = WarmupStableDecay(steps, WARMUP, DECAY, AVERAGE_DECAY, seed)
-    engine = Varied(spec, how.dropout, bf16=False, compiled=False)
+    warmup, average_decay = WARMUP * TOKENS // how.tokens, AVERAGE_DECAY ** (how.tokens / TOKENS)
+    schedule = WarmupStableDecay(steps, warmup, DECAY, average_decay, seed)
+    engine = Varied(spec, how.dropout, bf16=PRECISION == "bf16", compiled=False)
     weights = engine.load(model.initialise(spec, seed))
     average, state = engine.load(engine.save(weights)), engine.optimizer_state(weights)
     started = time.process_time()
@@ -167,7 +171,7 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
             "clip": 1.0,
         }
         weights, state, average, loss, _ = engine.step(
-            weights, state, average, draw(step), seed * steps + step, settings, AVERAGE_DECAY
+            weights, state, average, draw(step), seed * steps + step, settings, average_decay
         )
         if not math.isfinite(loss):
             break
@@ -186,9 +190,10 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
         "steps": steps,
         "nats_per_byte": validate(average),
         "nats_per_byte_last": validate(weights),
-        "tokens_per_cpu_second": steps * TOKENS / seconds,
+        "tokens_per_cpu_second": steps * how.tokens / seconds,
         "parameters": parameter_count(spec),
         "decode_flops": _decode_flops(spec),
+        "precision": PRECISION,
         "spec": asdict(spec),
         "training": asdict(how),
     }
