@@ -3,9 +3,10 @@
     python benchmarks/quality.py --workers 2            # goes on where it was stopped
     python benchmarks/quality.py --table                # what has been measured so far
 
-A proxy of about a million parameters, each system at the same peak rates with seed 0, then at its
-best rate with the other seeds. A result is a line of quality.jsonl: the fresh-window loss over
-the whole held-out part, of the averaged weights and of the last ones. One thread a run.
+A proxy of about a million parameters. Each system is tuned alike: the same peak rates with seed 0,
+then its best rate with the other seeds. An ablation, the TSM but for one thing, is made at the
+TSM's best rate, with the same seeds. A result is a line of quality.jsonl: the fresh-window loss
+over the whole held-out part, of the averaged weights and of the last ones. One thread a run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,20 @@ from results import append, read
 
 from tsm.training.spec import ModelSpec, parameter_count
 
+TSM = "TSM"
 BASE = ModelSpec(width=128, layers=4, heads=4, key_width=32, value_width=32)
 WIDER = {"key_width": 56, "value_width": 56}  # 4 x 224 x 128 = the topological 7 x 128 x 128
 SYSTEMS = {
-    "TSM": BASE,
+    TSM: BASE,
     "attention": replace(BASE, mixer="attention", **WIDER),
     "Performer": replace(BASE, mixer="performer", performer_features=112, **WIDER),
     "Linformer (block-causal)": replace(BASE, mixer="linformer", **WIDER),
     "minGRU": replace(BASE, mixer="mingru", **WIDER),
     "GPT-2": replace(BASE, mixer="gpt2", width=144),
     "seed mixer (causal)": replace(BASE, mixer="seed", value_width=75),
+}
+# What the TSM is made of, each a change to its spec at equal parameters.
+ABLATIONS = {
     "scalar decay (no rotation)": replace(BASE, rotation=False, value_width=54),
     "stride 4": replace(BASE, stride=4),
     "no coupling": replace(BASE, coupling=False),
@@ -61,6 +65,9 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "updates of 2,048 tokens": {"tokens": 2048},
     "AdamW alone": {"muon": False},
 }
+EVERY = [*SYSTEMS, *ABLATIONS, *TRAININGS]
+# An optimizer and a number of updates have best rates of their own, as a system has.
+TUNED = {*SYSTEMS, "updates of 2,048 tokens", "AdamW alone"}
 RATES = (0.01, 0.02, 0.04)  # of Muon; AdamW's is a fraction of it
 ADAM_FRACTION = 0.15
 SEEDS = (0, 1, 2)
@@ -72,35 +79,47 @@ RESULTS = Path(__file__).with_suffix(".jsonl")
 
 def main() -> int:
     arguments = _parse()
-    results = read(arguments.out)
     if not arguments.table:
         context = multiprocessing.get_context("spawn")
         with context.Pool(arguments.workers, maxtasksperchild=1) as pool:
-            for _ in range(2):  # every rate with the first seed, then the best with the others
-                waiting = list(_waiting(results, arguments.only, arguments.steps))
-                for found in pool.imap_unordered(_train, waiting):
-                    results.append(append(arguments.out, found))
-                    print(f"{found['system']}: {found['nats_per_byte']:.4f}", file=sys.stderr)
-    print(table(results))
+            # In this order the ablations, which want the TSM's best rate, find it.
+            how = arguments.steps, SEEDS[: arguments.seeds], arguments.out
+            jobs = [(name, *how) for name in arguments.only or EVERY]
+            for _ in pool.imap_unordered(_measure, jobs):
+                pass
+    print(table(read(arguments.out)))
     return 0
 
 
-def _waiting(results: list[dict[str, Any]], only: list[str], steps: int) -> Iterator[tuple]:
-    done = {(r["system"], r["rate"], r["seed"]) for r in results}
-    for system in only or [*SYSTEMS, *TRAININGS]:
-        tried = {
-            r["rate"]: r["nats_per_byte"]
-            for r in results
-            if r["system"] == system and not r["seed"]
-        }
-        for seed in SEEDS:
-            if seed == SEEDS[0]:
-                rates = RATES
-            elif len(tried) == len(RATES):
-                rates = [min(tried, key=tried.__getitem__)]
-            else:
-                continue
-            yield from ((system, r, seed, steps) for r in rates if (system, r, seed) not in done)
+def _waiting(
+    results: list[dict[str, Any]], system: str, seeds: tuple[int, ...] = SEEDS
+) -> list[tuple[float, int]]:
+    """(rate, seed) of the next runs of a system, as far as the results say which they are."""
+    tuned = system if system in TUNED else TSM
+    tried = {
+        r["rate"]: r["nats_per_byte"]
+        for r in results
+        if r["system"] == tuned and r["seed"] == SEEDS[0]
+    }
+    if tried.keys() >= set(RATES):
+        best = min(RATES, key=tried.__getitem__)
+        runs = [(best, seed) for seed in seeds]
+    else:
+        runs = [(rate, SEEDS[0]) for rate in RATES] if tuned == system else []
+    done = {(r["rate"], r["seed"]) for r in results if r["system"] == system}
+    return [run for run in runs if run not in done]
+
+
+def _measure(job: tuple[str, int, tuple[int, ...], Path]) -> None:
+    """All runs of one system that are missing, in one process: they share their compilation."""
+    system, steps, seeds, out = job
+    engine = None
+    while runs := _waiting(read(out), system, seeds):
+        rate, seed = runs[0]
+        engine = engine or _engine(system)
+        found = append(out, _train(engine, system, rate, seed, steps))
+        loss = found["nats_per_byte"]
+        print(f"{system}: rate {rate}, seed {seed}: {loss:.4f}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -113,19 +132,18 @@ class Training:
     muon: bool = True  # else AdamW trains the matrices too
 
 
-def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
-    import numpy as np
+def _variant(system: str) -> tuple[ModelSpec, Training]:
+    spec = {**SYSTEMS, **ABLATIONS}.get(system, BASE)
+    return spec, Training(**TRAININGS.get(system, {}))
+
+
+def _engine(system: str) -> Any:
     import torch
 
     from tsm.training import model, optimizer
-    from tsm.training.data import batch, fresh_windows, open_corpus
-    from tsm.training.engine_torch import Engine
-    from tsm.training.engine_torch import xp as engine_xp
-    from tsm.training.schedule import WarmupStableDecay
+    from tsm.training.engine_torch import Engine, xp
 
-    system, rate, seed, steps = job
-    spec, how = SYSTEMS.get(system, BASE), Training(**TRAININGS.get(system, {}))
-    rows, steps = how.tokens // how.window, steps * TOKENS // how.tokens
+    spec, how = _variant(system)
 
     class Varied(Engine):
         carried_state: Any = None
@@ -136,16 +154,29 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
         def _logits(self, values: Any, tokens: Any, *drop: Any) -> Any:
             if not (how.carried and drop):
                 return super()._logits(values, tokens, *drop)
-            state = self.carried_state or model.initial_state(engine_xp, spec, len(tokens), 0)
-            logits, state = model.forward(engine_xp, spec, values, tokens, state, *drop)
+            state = self.carried_state or model.initial_state(xp, spec, len(tokens), 0)
+            logits, state = model.forward(xp, spec, values, tokens, state, *drop)
             self.carried_state = {name: part.detach() for name, part in state.items()}
             return logits
 
     torch.set_num_threads(1)
-    corpus = open_corpus("shakespeare", WINDOW)
     if not how.muon:
         table = {n: replace(w, muon=False) for n, w in optimizer.weights(spec).items()}
         optimizer.weights = lambda spec: table
+    # Carried state is a side effect of the loss, which the compiler would not keep.
+    return Varied(spec, how.dropout, bf16=PRECISION == "bf16", compiled=not how.carried)
+
+
+def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
+    import numpy as np
+
+    from tsm.training import model
+    from tsm.training.data import batch, fresh_windows, open_corpus
+    from tsm.training.schedule import WarmupStableDecay
+
+    spec, how = _variant(system)
+    rows, steps = how.tokens // how.window, steps * TOKENS // how.tokens
+    corpus = open_corpus("shakespeare", WINDOW)
 
     def draw(step: int) -> np.ndarray:
         if not how.carried:
@@ -157,10 +188,10 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
 
     warmup, average_decay = WARMUP * TOKENS // how.tokens, AVERAGE_DECAY ** (how.tokens / TOKENS)
     schedule = WarmupStableDecay(steps, warmup, DECAY, average_decay, seed)
-    engine = Varied(spec, how.dropout, bf16=PRECISION == "bf16", compiled=False)
+    engine.carried_state = None
     weights = engine.load(model.initialise(spec, seed))
     average, state = engine.load(engine.save(weights)), engine.optimizer_state(weights)
-    started = time.process_time()
+    seconds = []
     for step in range(steps):
         fraction = schedule.fraction(step, {})
         settings = {
@@ -170,18 +201,19 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
             "weight_decay": WEIGHT_DECAY,
             "clip": 1.0,
         }
+        started = time.process_time()
         weights, state, average, loss, _ = engine.step(
             weights, state, average, draw(step), seed * steps + step, settings, average_decay
         )
+        seconds.append(time.process_time() - started)
         if not math.isfinite(loss):
             break
-    seconds = time.process_time() - started
     windows, rest = fresh_windows(corpus.validation, WINDOW)
 
     def validate(values: Any) -> float:
         pieces = [windows[i : i + 32] for i in range(0, len(windows), 32)]
         total = sum(float(engine.losses(values, piece).sum()) for piece in [*pieces, rest])
-        return total / (len(corpus.validation) - 1)
+        return total / (len(corpus.validation) - 1) if math.isfinite(total) else math.inf
 
     return {
         "system": system,
@@ -190,7 +222,7 @@ def _train(job: tuple[str, float, int, int]) -> dict[str, Any]:
         "steps": steps,
         "nats_per_byte": validate(average),
         "nats_per_byte_last": validate(weights),
-        "tokens_per_cpu_second": steps * how.tokens / seconds,
+        "tokens_per_cpu_second": how.tokens / statistics.median(seconds),
         "parameters": parameter_count(spec),
         "decode_flops": _decode_flops(spec),
         "precision": PRECISION,
@@ -221,7 +253,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "| --- " * 9 + "|",
     ]
     rows = []
-    for system in [*SYSTEMS, *TRAININGS]:
+    for system in EVERY:
         own = [r for r in results if r["system"] == system]
         if not own:
             continue
@@ -245,11 +277,12 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
-    parser.add_argument(
-        "--only", nargs="*", default=[], choices=[*SYSTEMS, *TRAININGS], metavar="SYSTEM"
-    )
+    parser.add_argument("--only", nargs="*", default=[], choices=EVERY, metavar="SYSTEM")
     parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=2, help="runs at once: %(default)s")
+    parser.add_argument(
+        "--seeds", type=int, default=len(SEEDS), help="as many of the seeds: %(default)s"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="systems at once: %(default)s")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     return parser.parse_args()
 

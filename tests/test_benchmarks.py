@@ -27,7 +27,8 @@ def test_the_exponent_is_that_of_a_power():
 
 
 def test_systems_have_equal_parameters():
-    for systems, base in ((quality.SYSTEMS, quality.BASE), (cost.SYSTEMS, cost.BASE)):
+    proxies = {**quality.SYSTEMS, **quality.ABLATIONS}
+    for systems, base in ((proxies, quality.BASE), (cost.SYSTEMS, cost.BASE)):
         for name, spec in systems.items():
             if "124M" not in name:
                 ratio = parameter_count(spec) / parameter_count(base)
@@ -54,12 +55,14 @@ def test_each_system_is_tuned_before_its_other_seeds_run():
         return {"system": "TSM", "rate": rate, "seed": seed, "nats_per_byte": loss}
 
     found = [result(0.01, 0, 2.0), result(0.02, 0, 1.9)]
-    assert list(quality._waiting(found, ["TSM"], 5)) == [("TSM", 0.04, 0, 5)]
+    assert quality._waiting(found, "TSM") == [(0.04, 0)]
+    assert not quality._waiting(found, "stride 4")  # which takes the TSM's rate
     found.append(result(0.04, 0, 2.1))
-    waiting = list(quality._waiting(found, ["TSM"], 5))
-    assert waiting == [("TSM", 0.02, 1, 5), ("TSM", 0.02, 2, 5)]
+    assert quality._waiting(found, "TSM") == [(0.02, 1), (0.02, 2)]
+    assert quality._waiting(found, "stride 4") == [(0.02, 0), (0.02, 1), (0.02, 2)]
     found += [result(0.02, 1, 1.0), result(0.02, 2, 1.0)]
-    assert not list(quality._waiting(found, ["TSM"], 5))
+    assert not quality._waiting(found, "TSM")
+    assert quality._waiting(found, "AdamW alone") == [(0.01, 0), (0.02, 0), (0.04, 0)]
 
 
 def test_results_say_where_and_when(tmp_path):

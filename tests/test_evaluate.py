@@ -222,6 +222,39 @@ def test_a_stream_ends_where_a_logit_is_not_finite(broken_at, meetings):
         assert row["nats_per_byte"] == pytest.approx(math.log(256))
 
 
+# One model against another
+
+
+def test_a_drift_shows_by_carried_length_and_an_equal_model_has_none():
+    def drifting(tokens: np.ndarray, state: int | None) -> tuple[np.ndarray, int]:
+        """The log of a probability that falls from 1/256 the more has been read."""
+        read = (state or 0) + np.arange(tokens.shape[1])
+        logits = np.zeros((*tokens.shape, 256))
+        logits[0, :, 0] = 0.001 * read
+        return logits, (state or 0) + tokens.shape[1]
+
+    data = STREAMED[:12_000]
+    found = evaluate.against(uniform, uniform, data)["against"]
+    assert [row["bytes_read"] for row in found] == [1_000, 10_000, 11_999]
+    assert all(row["nats_per_byte_more"] == row["kl_nats"] == 0 for row in found)
+    found = evaluate.against(drifting, uniform, data)["against"]
+    assert 0 < found[0]["kl_nats"] < found[1]["kl_nats"] < found[2]["kl_nats"]
+    logits, _ = drifting(data[None, :1000].astype(np.int64), None)
+    alone = evaluate.losses(logits[0], data[1:1001].astype(np.int64)).mean() - math.log(256)
+    assert found[0]["nats_per_byte_more"] == pytest.approx(alone)
+
+
+def test_int8_against_its_weights(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_bytes(tasks.corpus("passkey", 15_000)[:15_010])
+    command = [str(ROOT / "runtime" / "shakespeare-int8.onnx"), "--data", str(text), "--json"]
+    command += ["--against", str(ROOT / "models" / "shakespeare.safetensors")]
+    assert evaluate.main(command) == 0
+    rows = json.loads(capsys.readouterr().out)["against"]
+    assert [row["bytes_read"] for row in rows] == [1_000, 1_500]
+    assert all(0 < row["kl_nats"] < 0.05 for row in rows)
+
+
 # The commands
 
 
@@ -297,7 +330,15 @@ def test_a_bad_corpus_is_one_line_and_leaves_nothing(options, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("main", [evaluate.main, tasks.main])
-@pytest.mark.parametrize("options", [("--examples", "0"), ("--bytes", "0"), ("--task", "chess")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--examples", "0"),
+        ("--bytes", "0"),
+        ("--task", "chess"),
+        ("--against", "x", "--task", "mqar"),
+    ],
+)
 def test_a_bad_option_is_refused(main, options, capsys):
     with pytest.raises(SystemExit) as refused:
         main(["mqar", "--out", "x", *options] if main is tasks.main else [*options])

@@ -3,6 +3,7 @@
     python training/evaluate.py models/shakespeare.safetensors --data shakespeare
     python training/evaluate.py runtime/shakespeare-int8.tflite --stream-bytes 1048576
     python training/evaluate.py runtime/shakespeare-int8.onnx --task passkey --distances 16 64
+    python training/evaluate.py mine-int8.tflite --against mine.safetensors
 
 fresh: every window of 256 bytes starts without context (nanoGPT's protocol, but over the whole
 split, so that nothing is drawn at random). streaming: one pass with the state carried along.
@@ -11,6 +12,9 @@ the state carried along, and its first 10,000 bytes are scored again wherever ab
 1M bytes have been read. All bins hold the same text, so that only the length behind them differs.
 The later meetings are re-readings: a model that could remember the first would do better there, so
 they show whether a long stream harms, and do not measure what long new context is worth.
+--against REFERENCE: what the model loses to another, its own unquantized weights above all, in one
+stream with the state of each carried along: the difference in loss and the divergence of the
+predictions, by how many bytes have been read.
 --task: a recall task of training/tasks.py, by distance; every example starts without context. An
 example is right if each byte of its answer is the likeliest, the true ones before it given.
 A .tflite or .onnx is run by the device's own engine, byte for byte what a user gets.
@@ -19,6 +23,7 @@ A .tflite or .onnx is run by the device's own engine, byte for byte what a user 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -41,6 +46,7 @@ ROWS = 16  # fresh windows a call
 PIECE = 10_000  # bytes that a stream meets again and again
 MEETINGS = (10_000, 100_000, 1_000_000)  # bytes read, about, where the piece is scored
 LONGEST_STREAM = 1 << 20  # bytes: the first length that holds a meeting at 1M of Tiny Shakespeare
+CARRIED = (1_000, 10_000, 100_000)  # bytes read, between which two models are compared
 DISTANCES = (16, 64, 256, 1024)  # bytes
 EXAMPLES = 50  # of each distance
 
@@ -58,7 +64,12 @@ def main(argv: list[str] | None = None) -> int:
         else:
             corpus = open_corpus(arguments.data, arguments.window)
             data = corpus.validation[: arguments.limit]
-            found = evaluate(arguments.model, data, arguments.window, arguments.stream_bytes)
+            if arguments.against:
+                found = against(scorer(arguments.model), scorer(arguments.against), data)
+                names = {"model": str(arguments.model), "reference": str(arguments.against)}
+                found = {**names, **found}
+            else:
+                found = evaluate(arguments.model, data, arguments.window, arguments.stream_bytes)
     except (ArtifactError, DataError, EngineError, SpecError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
@@ -133,6 +144,26 @@ def stream(score: Scorer, data: np.ndarray, size: int) -> dict[str, Any]:
     }
 
 
+def against(score: Scorer, reference: Scorer, data: np.ndarray) -> dict[str, Any]:
+    """Loss of the one less that of the other, and the mean KL divergence of the first's
+    predictions from the second's, in nats a byte, over stretches of one stream that end at CARRIED
+    and at the end of `data`."""
+    tokens, gaps, divergences = np.asarray(data).astype(np.int64), [], []
+    streams = _carried(score, tokens, "against"), _carried(reference, tokens)
+    for (start, found), (_, wanted) in zip(*streams, strict=True):
+        targets = tokens[start + 1 : start + 1 + len(found)]
+        gaps.append(losses(found, targets) - losses(wanted, targets))
+        found, wanted = log_softmax(found), log_softmax(wanted)
+        divergences.append((np.exp(wanted) * (wanted - found)).sum(axis=-1))
+    bounds = [0, *(bound for bound in CARRIED if bound < len(tokens) - 1), len(tokens) - 1]
+    rows = []
+    for start, end in itertools.pairwise(bounds):
+        gap, divergence = (np.concatenate(x)[start:end].mean() for x in (gaps, divergences))
+        row = {"bytes_read": end, "nats_per_byte_more": float(gap), "kl_nats": float(divergence)}
+        rows.append(row)
+    return {"bytes": len(tokens), "against": rows}
+
+
 def recall(score: Scorer, task: str, distances: list[int], examples: int) -> dict[str, Any]:
     """Accuracy (all bytes of an answer greedily right), the part of single bytes that are right,
     and nats per answer byte, by distance in bytes; and the chance level of each: a guess among
@@ -203,10 +234,13 @@ def weights_scorer(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> Scorer:
 
 def losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Nats of each target (..., L), in double precision; logits (..., L, vocabulary)."""
+    return -np.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     logits = logits.astype(np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    chosen = np.take_along_axis(shifted, targets[..., None], axis=-1)[..., 0]
-    return np.log(np.exp(shifted).sum(axis=-1)) - chosen
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _fresh(score: Scorer, data: np.ndarray, window: int) -> float:
@@ -264,6 +298,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"loss by position in a stream of N bytes, at most {LONGEST_STREAM} (default: off)",
     )
     parser.add_argument(
+        "--against", type=Path, metavar="REFERENCE", help="another model to compare with"
+    )
+    parser.add_argument(
         "--task", choices=TASKS, help="a recall task, in place of the loss on --data"
     )
     parser.add_argument(
@@ -286,8 +323,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--window wants at least 1, --limit at least 2")
     if arguments.examples < 1:
         parser.error("--examples wants at least 1")
-    if arguments.task and arguments.stream_bytes is not None:
-        parser.error("--task and --stream-bytes exclude each other: one wants --data, one does not")
+    chosen = ("--task", "--stream-bytes", "--against")
+    given = [n for n in chosen if getattr(arguments, n[2:].replace("-", "_")) is not None]
+    if len(given) > 1:
+        parser.error(f"{' and '.join(given)} exclude each other: each is an evaluation of its own")
     return arguments
 
 
