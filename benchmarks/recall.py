@@ -30,7 +30,7 @@ from quality import ADAM_FRACTION, AVERAGE_DECAY, DECAY, SEEDS, SYSTEMS, TOKENS,
 from results import append, read
 from rich.progress import track
 
-from tsm.training import tasks
+from tsm.training import model, tasks
 from tsm.training.data import Corpus, DataError
 from tsm.training.engine_torch import Engine
 from tsm.training.evaluate import DISTANCES, EXAMPLES, recall, weights_scorer
@@ -112,7 +112,7 @@ def measure(
     data = np.frombuffer(tasks.corpus(task, size, config.seed), np.uint8)
     corpus = Corpus(Path(task), data, data[:0])
     engine, schedule = Engine(spec, config.dropout, bf16=False, compiled=False), scheduled(config)
-    run = fresh(engine, spec, schedule, config.seed)
+    run = fresh(engine, schedule, model.initialise(spec, config.seed))
     rows = []
     for _ in track(range(config.steps), f"{task}, {mixer}, seed {config.seed}"):
         loss, norm = advance(engine, run, schedule, config, corpus)

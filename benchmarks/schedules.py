@@ -1,11 +1,13 @@
 """The four schedules of training/schedule.py on a proxy, each tuned with equal effort.
 
-    python benchmarks/schedules.py --out runs/schedules.jsonl     # goes on where it was stopped
+    python benchmarks/schedules.py               # goes on where it was stopped
+    python benchmarks/schedules.py --table       # what has been measured so far
 
 Every schedule is tried at the same number of peak rates with seed 0; its best goes on to the other
 seeds. A peak is chosen by seed 0, which the mean therefore holds in its favour, alike for all.
 q makes its decisions inside the same number of updates, so what exploring costs it is counted.
-Each finished run is a line of --out: 24 runs, some 50 minutes at 7,000 tokens/s on one thread.
+Each finished run is a line of schedules.jsonl: 24 runs, some 50 minutes at 7,000 tokens/s on one
+thread.
 All see equal tokens in equal updates; compared are validation nats/byte of the averaged weights on
 128 evenly spaced fresh windows.
 """
@@ -13,7 +15,6 @@ All see equal tokens in equal updates; compared are validation nats/byte of the 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -23,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import append, read
 from rich.progress import track
 
+from tsm.training import model
 from tsm.training.data import Corpus, DataError, open_corpus
 from tsm.training.engine_torch import Engine
 from tsm.training.schedule import SCHEDULES
@@ -47,6 +50,7 @@ PEAKS = (0.01, 0.02, 0.04, 0.08)
 CONFIG = TrainConfig(
     steps=400, batch=8, window=256, warmup_steps=20, average_decay=0.98, eval_windows=128
 )
+RESULTS = Path(__file__).with_suffix(".jsonl")
 ADAM_PROPORTION = CONFIG.adam_rate / CONFIG.muon_rate
 
 
@@ -61,14 +65,14 @@ def main() -> int:
     except (DataError, RunError) as error:
         print(f"schedules: {error}", file=sys.stderr)
         return 2
-    results = _read(arguments.out, config)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    results = alike(read(arguments.out), config)
+    if arguments.table:
+        print(table(results))
+        return 0
     for seeds in ([0], range(1, arguments.seeds)):  # the second round needs the first's results
         for wanted in list(_waiting(config, results, seeds, arguments.peaks)):
             found = {"config": asdict(wanted), "nats_per_byte": _train(wanted, corpus)}
-            with open(arguments.out, "a") as file:
-                file.write(json.dumps(found) + "\n")
-            results.append(found)
+            results.append(append(arguments.out, found))
     print(table(results))
     return 0
 
@@ -91,7 +95,7 @@ def _waiting(
 def _train(config: TrainConfig, corpus: Corpus) -> float:
     """Nats per byte of validation after a whole run; infinite where it diverged."""
     engine, schedule = Engine(SPEC, config.dropout, bf16=False, compiled=False), scheduled(config)
-    run = fresh(engine, SPEC, schedule, config.seed)
+    run = fresh(engine, schedule, model.initialise(SPEC, config.seed))
     name = f"{config.schedule}, peak {config.muon_rate}, seed {config.seed}"
     for _ in track(range(config.steps), name):
         loss, norm = advance(engine, run, schedule, config, corpus)
@@ -116,6 +120,8 @@ def table(results: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for schedule in SCHEDULES:
+        if not _of(results, schedule=schedule):
+            continue
         best = best_peak(results, schedule)
         found = _of(results, schedule=schedule, muon_rate=best)
         comparable = len(found) > 1 and all(map(math.isfinite, found))
@@ -131,12 +137,11 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _read(path: Path, config: TrainConfig) -> list[dict[str, Any]]:
+def alike(results: list[dict[str, Any]], config: TrainConfig = CONFIG) -> list[dict[str, Any]]:
     """The finished runs of this length and protocol."""
-    lines = path.read_text().splitlines() if path.exists() else []
     varied = ("schedule", "seed", "muon_rate", "adam_rate")
     fixed = {name: value for name, value in asdict(config).items() if name not in varied}
-    return [r for r in map(json.loads, lines) if fixed.items() <= r["config"].items()]
+    return [r for r in results if fixed.items() <= r["config"].items()]
 
 
 def _parse() -> argparse.Namespace:
@@ -144,10 +149,11 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="shakespeare", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("runs/schedules.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=CONFIG.steps, help="default: %(default)s")
     parser.add_argument("--peaks", type=float, nargs="+", default=list(PEAKS))
+    parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--eval-windows", type=int, default=CONFIG.eval_windows)
     return parser.parse_args()
 

@@ -15,10 +15,12 @@ import pytest
 
 from tsm.training import engine_jax, engine_torch, model, optimizer
 from tsm.training.checkpoint import load_model, read_arrays, save_model, write_arrays
+from tsm.training.data import sha256
 from tsm.training.schedule import QLearning, ScheduleFree
 from tsm.training.spec import PRESETS, SpecError
 
 ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "models" / "shakespeare.safetensors"
 SPEC = PRESETS["tiny"]
 SETTINGS = {"step": 0, "muon_rate": 0.02, "adam_rate": 0.003, "weight_decay": 0.1, "clip": 1.0}
 
@@ -125,6 +127,24 @@ def test_a_checkpoint_older_than_an_option_goes_on(tmp_path, corpus):
     assert same.returncode == 0, same.stderr
 
 
+def test_a_run_goes_on_from_a_model(tmp_path, corpus):
+    subprocess.run(command(corpus, tmp_path / "first", "torch"), check=True)
+    start = ["--start", str(tmp_path / "first" / "model.safetensors")]
+    subprocess.run(command(corpus, tmp_path / "second", "torch", *start), check=True)
+    first, second = (
+        [line["loss"] for line in metrics(tmp_path / name) if line["kind"] == "train"]
+        for name in ("first", "second")
+    )
+    assert second[0] < np.mean(first[-4:]) + 0.3 < first[0] - 1
+    record = json.loads((tmp_path / "second" / "model.json").read_text())
+    assert record["start_sha256"] == sha256(tmp_path / "first" / "model.safetensors")
+    (tmp_path / "first" / "model.safetensors").unlink()  # a checkpoint needs it no more
+    resumed = finish(command(corpus, tmp_path / "second", "torch", *start, "--steps", "26"))
+    assert resumed.returncode == 0, resumed.stderr
+    record = json.loads((tmp_path / "second" / "model.json").read_text())
+    assert record["step"] == 26 and "start_sha256" in record
+
+
 def test_ctrl_c_keeps_the_run(tmp_path, corpus):
     arguments = command(corpus, tmp_path, "torch", "--steps", "100000")
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
@@ -169,6 +189,8 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
         (["--dropout", "1"], "--dropout 1.0: wanted in [0, 1)"),
         (["--muon-rate", "nan"], "--muon-rate nan: wanted 0 or more"),
         (["--schedule", "steep"], "--schedule: invalid choice: 'steep'"),
+        (["--start", "/nowhere"], "/nowhere: no such file, wanted a safetensors file"),
+        (["--start", str(SHIPPED)], "its width is 384, preset tiny wants 64"),
         (["--window", "1000000"], "wanted at least 10000010"),
     ],
 )

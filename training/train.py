@@ -30,11 +30,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tsm.training import model
-from tsm.training.checkpoint import read_arrays, save_model, write_arrays
+from tsm.training.checkpoint import load_model, read_arrays, save_model, write_arrays
 from tsm.training.data import Corpus, DataError, batch, fresh_windows, open_corpus, sha256
 from tsm.training.schedule import SCHEDULES, Memory, Schedule
 from tsm.training.spec import PRESETS, ModelSpec, SpecError, parameter_count
 
+Arrays = dict[str, np.ndarray]
+
+CHECKPOINT = "checkpoint.safetensors"  # in the run's folder
 FREE_TO_CHANGE = ("steps", "decay_fraction", "eval_every", "checkpoint_every")  # on resume
 
 
@@ -43,6 +46,7 @@ class TrainConfig:
     """Everything that decides a run besides the bytes of its data."""
 
     preset: str = "shakespeare"
+    start: str = ""  # a model.safetensors to go on from; else random weights
     engine: str = "torch"
     schedule: str = "wsd"  # of the rates: training/schedule.py
     steps: int = 3000
@@ -89,9 +93,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check(config)
         corpus = open_corpus(arguments.data, config.window, arguments.download)
+        initial = {} if (out / CHECKPOINT).exists() else initial_weights(config)
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / "lock", timeout=0):  # let go by the system, however the process ends
-            return _train(config, corpus, out, Console(stderr=True))
+            return _train(config, corpus, initial, out, Console(stderr=True))
     except Timeout:
         print(f"train: {out}: another training is writing there, wanted one", file=sys.stderr)
     except (DataError, RunError, SpecError) as error:
@@ -101,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
-def _train(config: TrainConfig, corpus: Corpus, out: Path, console: Console) -> int:
+def _train(
+    config: TrainConfig, corpus: Corpus, initial: Arrays, out: Path, console: Console
+) -> int:
     spec = PRESETS[config.preset]
     engine, config = _engine(config, spec)
     record = {
@@ -111,8 +118,10 @@ def _train(config: TrainConfig, corpus: Corpus, out: Path, console: Console) -> 
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "parameters": parameter_count(spec),
     }
+    if config.start and initial:
+        record["start_sha256"] = sha256(Path(config.start))
     schedule = scheduled(config)
-    run, seconds = _restore(out, engine, spec, schedule, record)
+    run, seconds = _restore(out, engine, initial, schedule, record)
     log = Log(out, run.step)
     console.print(
         f"{record['parameters']:,} parameters, {len(corpus.train):,} bytes to learn from, "
@@ -185,9 +194,23 @@ def scheduled(config: TrainConfig) -> Schedule:
     )
 
 
-def fresh(engine: Any, spec: ModelSpec, schedule: Schedule, seed: int) -> Run:
-    weights = engine.load(model.initialise(spec, seed))
-    average = engine.load(engine.save(weights))
+def initial_weights(config: TrainConfig) -> Arrays:
+    wanted = PRESETS[config.preset]
+    if not config.start:
+        return model.initialise(wanted, config.seed)
+    found, weights = load_model(config.start)
+    for f in dataclasses.fields(ModelSpec):
+        values = getattr(found, f.name), getattr(wanted, f.name)
+        if values[0] != values[1]:
+            raise RunError(
+                f"{config.start}: its {f.name} is {values[0]}, "
+                f"preset {config.preset} wants {values[1]}"
+            )
+    return weights
+
+
+def fresh(engine: Any, schedule: Schedule, initial: Arrays) -> Run:
+    weights, average = engine.load(initial), engine.load(initial)
     memory = schedule.initial_memory()
     return Run(0, memory, weights, engine.optimizer_state(weights), average)
 
@@ -265,14 +288,15 @@ class Log:
 
 
 def _restore(
-    out: Path, engine: Any, spec: ModelSpec, schedule: Schedule, record: dict[str, Any]
+    out: Path, engine: Any, initial: Arrays, schedule: Schedule, record: dict[str, Any]
 ) -> tuple[Run, float]:
     """The run in the folder `out`, or a new one; and the seconds that it has taken so far."""
-    path, config = out / "checkpoint.safetensors", record["config"]
+    path, config = out / CHECKPOINT, record["config"]
     if not path.exists():
-        return fresh(engine, spec, schedule, config["seed"]), 0.0
+        return fresh(engine, schedule, initial), 0.0
     arrays, metadata = read_arrays(path)
     stored = json.loads(metadata["record"])
+    record |= {name: stored[name] for name in ("start_sha256",) if name in stored}
     # An option younger than the checkpoint had its default: defaults are what was done before.
     started = {**dataclasses.asdict(TrainConfig()), **stored["config"]}
     for name, value in {**config, "data_sha256": record["data_sha256"]}.items():
@@ -299,7 +323,7 @@ def _save(out: Path, engine: Any, run: Run, record: dict[str, Any], seconds: flo
     }
     metadata = {"step": str(run.step), "seconds": str(seconds)}
     metadata |= {"memory": json.dumps(run.memory), "record": json.dumps(record)}
-    write_arrays(out / "checkpoint.safetensors", arrays, metadata)
+    write_arrays(out / CHECKPOINT, arrays, metadata)
 
 
 def validation_windows(corpus: Corpus, config: TrainConfig) -> np.ndarray:
@@ -344,6 +368,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "engine": ["torch", "jax"],
         "precision": ["auto", "fp32", "bf16"],
     }
+    helps = {"start": "a model.safetensors to go on from, such as the shipped one (default: none)"}
     parser = _Parser(
         prog="train",
         description=__doc__,
@@ -364,7 +389,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                 type=kind,
                 default=f.default,
                 choices=choices.get(f.name),
-                help="default: %(default)s",
+                help=helps.get(f.name, "default: %(default)s"),
             )
     return parser.parse_args(argv)
 
