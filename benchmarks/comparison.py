@@ -59,12 +59,12 @@ def page(
     if losses:
         parts += [
             "## Loss at equal parameters and tokens",
-            f"Tiny Shakespeare, {losses[0]['steps']} updates of {quality.TOKENS} bytes, "
-            f"validation on the whole last 10% in fresh windows of "
-            f"{quality.WINDOW}. Each system is tuned alike: with one seed the peak rate is halved and "
-            "doubled until the best one lies between two that are worse; it is shown over the "
-            "seeds that have run (spread: standard deviation). *Averaged*: an exponential moving "
-            "average of the weights in place of the last ones. "
+            f"Tiny Shakespeare, {losses[0]['steps']} updates of {quality.TOKENS} bytes; validation "
+            f"on the whole last 10% in fresh windows of {quality.WINDOW}. Each system is tuned "
+            "alike: with one seed the peak rate is halved and doubled until the best one lies "
+            "between two that are worse; it is shown over the seeds that have run (spread: "
+            "standard deviation). *Averaged*: an exponential moving average of the weights in "
+            "place of the last ones. "
             f"{_where(losses)}",
             quality.table(losses, quality.SYSTEMS),
             "### The TSM less or more one thing",

@@ -4,9 +4,10 @@
     python benchmarks/quality.py --table                # what has been measured so far
 
 A proxy of about a million parameters. Each system is tuned alike: with seed 0 the peak rate is
-halved and doubled until the best one lies between two that are worse; the other seeds take it. An ablation, the TSM but for one thing, is made at the
-TSM's best rate, with the same seeds. A result is a line of quality.jsonl: the fresh-window loss
-over the whole held-out part, of the last weights and of averaged ones. One thread a run.
+halved and doubled until the best one lies between two that are worse; the other seeds take it. An
+ablation, the TSM but for one thing, is made at the TSM's best rate, with the same seeds. A result
+is a line of quality.jsonl: the fresh-window loss over the whole held-out part, of the last weights
+and of averaged ones. One thread a run.
 """
 
 from __future__ import annotations
@@ -268,8 +269,8 @@ def table(results: list[dict[str, Any]], systems: Iterable[str] = EVERY) -> str:
         speed = statistics.median(r["tokens_per_cpu_second"] for r in own)
         averaged = statistics.mean(r["nats_per_byte_averaged"] for r in best)
         mean, size = statistics.mean(losses), best[0]["parameters"]
-        line = f"| {system} | {size:,} | {mean:.4f} | {spread} | {averaged:.4f} | {len(losses)} | {rate} "
-        line += f"| {speed:,.0f} | {best[0]['decode_flops'] / 1e6:.2f} |"
+        line = f"| {system} | {size:,} | {mean:.4f} | {spread} | {averaged:.4f} | {len(losses)} "
+        line += f"| {rate} | {speed:,.0f} | {best[0]['decode_flops'] / 1e6:.2f} |"
         rows.append((mean, line))
     return "\n".join(lines + [line for _, line in sorted(rows)])
 

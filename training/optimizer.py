@@ -41,10 +41,11 @@ def orthogonalise(xp: Any, matrix: Any) -> Any:
     identity = xp.eye(gram.shape[0], dtype=gram.dtype)
     a, b, c = NEWTON_SCHULZ
     total = identity
-    for _ in range(NEWTON_SCHULZ_ROUNDS):
+    for i in range(NEWTON_SCHULZ_ROUNDS):
         polynomial = a * identity + b * gram + c * (gram @ gram)
-        total = polynomial @ total
-        gram = polynomial @ gram @ polynomial
+        total = polynomial @ total if i else polynomial
+        if i + 1 < NEWTON_SCHULZ_ROUNDS:
+            gram = polynomial @ gram @ polynomial
     wide = total @ wide
     return xp.matrix_transpose(wide) if tall else wide
 
