@@ -4,13 +4,23 @@
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN = .venv/bin
 
-.PHONY: demo test lint train export lock
+NATIVE = runtime/native/libtsm.so
 
+.PHONY: demo test lint train export lock native
+
+# Without a C compiler the demo runs on LiteRT.
 demo: .venv-demo/ready
+	-@$(MAKE) -s native
 	.venv-demo/bin/python runtime/generate.py
 
-test: lint
+test: lint native
 	$(BIN)/python -m pytest
+
+native: $(NATIVE)
+
+$(NATIVE): runtime/native/tsm.c runtime/native/tsm.h
+	$(CC) -std=gnu99 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi -fPIC -shared -o $@.partial $< -lm
+	mv $@.partial $@
 
 lint: .venv/ready
 	$(BIN)/ruff check -q .
@@ -21,7 +31,7 @@ lint: .venv/ready
 train: .venv/ready
 	$(BIN)/python training/train.py --data shakespeare --compiled --out runs/shakespeare
 
-export: .venv/ready
+export: .venv/ready native
 	$(BIN)/python export/to_tflite.py
 	$(BIN)/python export/to_onnx.py
 

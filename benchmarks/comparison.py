@@ -70,7 +70,7 @@ def page(
             "### The TSM less or more one thing",
             "At the TSM's best rate, equal parameters and the same seeds: differences between "
             "lines are less noisy than the spread of each.",
-            quality.table(losses, [quality.TSM, *quality.ABLATIONS]),
+            quality.table(losses, [quality.TSM, *quality.ABLATIONS, *quality.MATRIX_ABLATIONS]),
             "### The TSM trained otherwise",
             "The number of tokens is the same. AdamW alone, and updates of half the tokens, were "
             "tuned as a system is.",

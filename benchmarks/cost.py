@@ -27,18 +27,19 @@ from results import append, read
 
 from tsm.training.spec import PRESETS, ModelSpec, parameter_count, state_shapes
 
-BASE = ModelSpec()
-WIDER = {"key_width": 112, "value_width": 112}  # 4 x 672 x 384 = the topological 7 x 384 x 384
+BASE = PRESETS["shakespeare"]
+WIDE = replace(BASE, heads=6, key_width=112, value_width=112)
 SYSTEMS = {
     "TSM": BASE,
-    "attention, eager": replace(BASE, mixer="attention", **WIDER),
-    "attention, fused": replace(BASE, mixer="attention", fused=True, **WIDER),
-    "Performer": replace(BASE, mixer="performer", performer_features=224, **WIDER),
-    "Linformer (block-causal)": replace(BASE, mixer="linformer", **WIDER),
-    "minGRU": replace(BASE, mixer="mingru", **WIDER),
+    "TSM, a matrix per head": PRESETS["matrix"],
+    "attention, eager": replace(WIDE, mixer="attention"),
+    "attention, fused": replace(WIDE, mixer="attention", fused=True),
+    "Performer": replace(WIDE, mixer="performer", performer_features=224),
+    "Linformer (block-causal)": replace(WIDE, mixer="linformer"),
+    "minGRU": replace(BASE, mixer="mingru"),
     "GPT-2": replace(BASE, mixer="gpt2", width=432),
     "GPT-2 Small, 124M": PRESETS["gpt2-small"],
-    "seed mixer (causal)": replace(BASE, mixer="seed", value_width=149),
+    "seed mixer (causal)": replace(WIDE, mixer="seed", value_width=149),
 }
 TRAIN_LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 POSITIONS = (100, 1000, 4000, 16_000, 100_000, 1_000_000)

@@ -28,33 +28,36 @@ from results import append, read
 from tsm.training.spec import ModelSpec, parameter_count
 
 TSM = "TSM"
-BASE = ModelSpec(width=128, layers=4, heads=4, key_width=32, value_width=32)
-WIDER = {"key_width": 56, "value_width": 56}  # 4 x 224 x 128 = the topological 7 x 128 x 128
+MATRIX = ModelSpec(width=128, layers=4, heads=4, key_width=32, value_width=32)
+WIDER = {"key_width": 56, "value_width": 56}  # 4 x 224 x 128 = the matrix form's 7 x 128 x 128
+BASE = replace(MATRIX, mixer="beam", rotation=False, **WIDER)
 SYSTEMS = {
     TSM: BASE,
-    "attention": replace(BASE, mixer="attention", **WIDER),
-    "Performer": replace(BASE, mixer="performer", performer_features=112, **WIDER),
-    "Linformer (block-causal)": replace(BASE, mixer="linformer", **WIDER),
-    "minGRU": replace(BASE, mixer="mingru", **WIDER),
+    "attention": replace(BASE, mixer="attention"),
+    "Performer": replace(BASE, mixer="performer", performer_features=112),
+    "Linformer (block-causal)": replace(BASE, mixer="linformer"),
+    "minGRU": replace(BASE, mixer="mingru"),
     "GPT-2": replace(BASE, mixer="gpt2", width=144),
     "seed mixer (causal)": replace(BASE, mixer="seed", value_width=75),
+    "TSM, a matrix per head": MATRIX,
 }
 # What the TSM is made of, each a change to its spec at equal parameters.
 ABLATIONS = {
-    "scalar decay (no rotation)": replace(BASE, rotation=False, value_width=54),
-    "stride 4": replace(BASE, stride=4),
+    "rotation": replace(BASE, rotation=True, value_width=37),
     "no coupling": replace(BASE, coupling=False),
     "no short convolution": replace(BASE, short=False),
-    "key width 16": replace(BASE, key_width=16, value_width=38),
-    "key width 64": replace(BASE, key_width=64, value_width=19),
-    "2 heads": replace(BASE, heads=2, key_width=64, value_width=64),
-    "one local attention layer": replace(
-        BASE,
-        mixer="topological,topological,attention,topological",
-        context=64,
-        key_width=36,
-        value_width=36,
-    ),
+    "one local attention layer": replace(BASE, mixer="beam,beam,attention,beam", context=64),
+    "one matrix layer": replace(BASE, mixer="beam,beam,topological,beam", key_width=28),
+}
+# And its form with a matrix per head.
+MATRIX_ABLATIONS = {
+    "matrix: no rotation": replace(MATRIX, rotation=False, value_width=54),
+    "matrix: stride 4": replace(MATRIX, stride=4),
+    "matrix: no coupling": replace(MATRIX, coupling=False),
+    "matrix: no short convolution": replace(MATRIX, short=False),
+    "matrix: key width 16": replace(MATRIX, key_width=16, value_width=38),
+    "matrix: key width 64": replace(MATRIX, key_width=64, value_width=19),
+    "matrix: 16 heads": replace(MATRIX, heads=16, key_width=6, value_width=7),
 }
 # Ways of training the TSM itself, each a change to `Training`.
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -67,7 +70,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "updates of 2,048 tokens": {"tokens": 2048},
     "AdamW alone": {"muon": False},
 }
-EVERY = [*SYSTEMS, *ABLATIONS, *TRAININGS]
+SPECS = {**SYSTEMS, **ABLATIONS, **MATRIX_ABLATIONS}
+EVERY = [*SPECS, *TRAININGS]
 # An optimizer and a number of updates have best rates of their own, as a system has.
 TUNED = {*SYSTEMS, "updates of 2,048 tokens", "AdamW alone"}
 RATES = (0.01, 0.02)  # to begin with, of Muon; AdamW's is a fraction of it
@@ -138,7 +142,7 @@ class Training:
 
 
 def _variant(system: str) -> tuple[ModelSpec, Training]:
-    spec = {**SYSTEMS, **ABLATIONS}.get(system, BASE)
+    spec = SPECS.get(system, BASE)
     return spec, Training(**TRAININGS.get(system, {}))
 
 

@@ -41,6 +41,7 @@ from tsm.training.train import RunError, TrainConfig, advance, check, fresh, sch
 LAYERS = 2  # the fewest that can make an induction head (Olsson et al., 2022, arXiv 2209.11895)
 COMPARED = (
     "TSM",
+    "TSM, a matrix per head",
     "attention",
     "Performer",
     "Linformer (block-causal)",

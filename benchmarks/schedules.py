@@ -42,7 +42,7 @@ from tsm.training.train import (
     validation_windows,
 )
 
-SPEC = replace(PRESETS["shakespeare"], width=96, layers=4, heads=3, key_width=32, value_width=32)
+SPEC = replace(PRESETS["shakespeare"], width=96, layers=4, heads=3, value_width=56)
 # Of Muon; AdamW's keeps its default proportion to it. One wide grid for all: schedule-free is said
 # to want a higher peak (arXiv 2405.15682), and q moves its own.
 PEAKS = (0.01, 0.02, 0.04, 0.08)

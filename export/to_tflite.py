@@ -7,7 +7,8 @@
     prefill  tokens int32 (1, chunk)  + the state -> the same, for a block
 
 The state is `memory` and `history` for the topological mixer; after it they are `next_memory` and
-`next_history`.
+`next_history`. Where runtime/native can compute the model, the metadata says at which offset of the
+file each weight lies.
 
 `training/model.py` is traced through JAX; only builtin operators may come out. int8 quantizes the
 projections alone: weights per output row, activations per token as they come, so that no token
@@ -21,11 +22,13 @@ import os
 import re
 import sys
 import tempfile
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from tsm.export.verify import ExportError, bits, export_main, quiet
+from tsm.runtime import native_engine
 from tsm.training import model
 from tsm.training.spec import ModelSpec, state_shapes
 
@@ -33,7 +36,7 @@ METADATA_NAME = "tsm"
 
 
 def main(argv: list[str] | None = None) -> int:
-    return export_main("to_tflite", __doc__, ".tflite", build, argv)
+    return export_main("to_tflite", __doc__, ".tflite", build, argv, pieces=pieces)
 
 
 def build(
@@ -115,6 +118,29 @@ def quantize(values: dict[str, np.ndarray], bits: dict[str, int], data: bytes) -
             rules += [{**part, "regex": regex} for part in rule]
     made: Any = quantizer.Quantizer(data, rules).quantize(enable_progress_report=False)
     return bytes(made.quantized_model)
+
+
+def pieces(
+    spec: ModelSpec, values: dict[str, np.ndarray], quantization: str
+) -> dict[str, list[bytes]]:
+    """Each weight as runtime/native wants to find it in the file: fp32 whole, the short
+    convolution tap by tap, a projection as the codes that ai-edge-quantizer makes of it (int4: two
+    a byte, the first in the low half) and their scales. Empty: not a model that it computes."""
+    if not native_engine.computes(asdict(spec), quantization):
+        return {}
+    count, made = bits(spec, quantization), {}
+    for name, value in values.items():
+        if name in count:
+            greatest = 2 ** (count[name] - 1) - 1
+            scales = np.maximum(np.abs(value).max(axis=1), np.float32(1e-30)) / np.float32(greatest)
+            codes = np.rint(value / scales[:, None]).astype(np.int8)
+            if count[name] == 4:
+                codes = (codes[:, 0::2] & 15) | codes[:, 1::2] << 4
+            made[name] = [codes.tobytes(), scales.tobytes()]
+        else:
+            rows = value if name.endswith(".short") else [value]
+            made[name] = [np.ascontiguousarray(row).tobytes() for row in rows]
+    return made
 
 
 def add_metadata(data: bytes, text: str) -> bytes:

@@ -23,7 +23,7 @@ import numpy as np
 
 from tsm.export.tolerance import ToleranceError, check
 from tsm.runtime.artifact import ArtifactError, metadata_json, open_artifact, seal
-from tsm.runtime.engines import Engine, EngineError, open_engine
+from tsm.runtime.engines import Engine, EngineError, kinds, open_engine
 from tsm.training import model
 from tsm.training.checkpoint import load_model
 from tsm.training.spec import ModelSpec, SpecError, state_shapes, weights
@@ -41,9 +41,11 @@ And shining morning face, creeping like snail
 Unwillingly to school.
 """
 GREEDY_BYTES = 64
+NO_PLACE = "0" * 12  # an offset in a file, in digits: the width does not depend on its value
 
 Weights = dict[str, np.ndarray]
 Build = Callable[[ModelSpec, Weights, str, str], bytes]
+Pieces = Callable[[ModelSpec, Weights, str], dict[str, list[bytes]]]
 
 
 class ExportError(ValueError):
@@ -65,12 +67,15 @@ def export_main(
     build: Build,
     argv: Any,
     prefill_tokens: Callable[[ModelSpec], int] = lambda spec: spec.chunk,
+    pieces: Pieces = lambda spec, weights, quantization: {},
 ) -> int:
     """The command line of an exporter. `build` makes the file's bytes from (spec, weights,
-    quantization, metadata), still to be sealed."""
+    quantization, metadata), still to be sealed; `pieces` are bytes whose places in it the
+    metadata is to tell."""
     arguments = _parse(name, about, suffix, argv)
     try:
-        found = export(arguments.model, arguments.out, arguments.quantize, build, prefill_tokens)
+        how = arguments.quantize, build, prefill_tokens, pieces
+        found = export(arguments.model, arguments.out, *how)
     except ToleranceError as error:
         print(f"{name}: {arguments.out}: not written: {error}", file=sys.stderr)
         return 1
@@ -99,13 +104,17 @@ def export(
     quantization: str,
     build: Build,
     prefill_tokens: Callable[[ModelSpec], int],
+    pieces: Pieces,
 ) -> dict[str, Any]:
     """Writes the artifact of the weights at `source` to `out`, verified; returns the figures."""
     spec, weights = load_model(source)
     if out.is_dir() or not out.parent.is_dir():
         raise ExportError(f"{out}: wanted a file in an existing folder")
+    wanted = pieces(spec, weights, quantization)
+    unknown = {name: [NO_PLACE] * len(parts) for name, parts in wanted.items()}
     metadata = metadata_json(
         {
+            "places": unknown,
             "spec": asdict(spec),
             "quantization": quantization,
             "license": "Apache-2.0",
@@ -114,7 +123,8 @@ def export(
             "state": {n: list(shape) for n, shape in state_shapes(spec).items()},
         }
     )
-    data = seal(build(spec, weights, quantization, metadata))
+    data = build(spec, weights, quantization, metadata)
+    data = seal(tell_places(data, wanted, unknown) if wanted else data)
     beside = out.with_name(out.name + ".partial")
     try:
         beside.write_bytes(data)
@@ -125,10 +135,35 @@ def export(
     return {"artifact": str(out), "file_bytes": len(data), **figures}
 
 
+def tell_places(
+    data: bytes, wanted: dict[str, list[bytes]], unknown: dict[str, list[str]]
+) -> bytes:
+    """`data` with the offset of each piece in it in place of NO_PLACE."""
+    places = {name: [_place(data, part, name) for part in parts] for name, parts in wanted.items()}
+    before, after = (json.dumps(x, sort_keys=True).encode() for x in (unknown, places))
+    return data.replace(before, after, 1)
+
+
+def _place(data: bytes, part: bytes, name: str) -> str:
+    """The first one that fp32 can be read from."""
+    place = data.find(part)
+    while place % 4 and place >= 0:
+        place = data.find(part, place + 1)
+    if place < 0:
+        raise ExportError(f"{name}: not found in the file, wanted it as it was given")
+    return f"{place:0{len(NO_PLACE)}d}"
+
+
 def verify(path: Path, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
-    """Holds the artifact against the oracle. Raises ToleranceError."""
+    """Holds the artifact against the oracle, on every engine that is here; the figures are those
+    of the best. Raises ToleranceError."""
     artifact = open_artifact(path)
-    engine = open_engine(artifact)
+    found = [verify_engine(open_engine(artifact, kind), spec, weights) for kind in kinds(artifact)]
+    return found[0] if found else verify_engine(open_engine(artifact), spec, weights)
+
+
+def verify_engine(engine: Engine, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
+    artifact = engine.artifact
     row = (
         "fp32 artifact" if artifact.quantization == "none" else f"{artifact.quantization} artifact"
     )

@@ -2,9 +2,9 @@
 
 Its bytes hold exactly one JSON object, wherever the file format puts metadata:
 
-    {"tsm_artifact": 1, "file_bytes": "000014110208", "sha256": "<64 hex digits>", ...}
+    {"tsm_artifact": 2, "file_bytes": "000014110208", "sha256": "<64 hex digits>", ...}
 
-1 is the format version, and `sha256` is that of the whole file with its own 64 digits set to 0.
+2 is the format version, and `sha256` is that of the whole file with its own 64 digits set to 0.
 Exporters write it with `metadata_json` and, once the file is whole, `seal`; the runtime reads it
 with `open_artifact`. Run it to check files: python runtime/artifact.py FILE...
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MARKER = b'{"tsm_artifact": '
 PIECE_BYTES = 1 << 20  # a file is read in pieces: verifying must not cost memory
 JSON_BYTES_LIMIT = 1 << 16
@@ -48,6 +48,7 @@ class Artifact:
     source_sha256: str  # of the model.safetensors that it was made from
     prefill_tokens: int  # block length of the `prefill` entry
     state: dict[str, list[int]]  # fp32 shapes by name
+    places: dict[str, list[str]]  # by weight, offsets in the file (native_engine.py), or empty
 
 
 _KEYS = {f.name for f in fields(Artifact)} - {"path", "sha256"}

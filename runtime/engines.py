@@ -3,10 +3,10 @@
     engine = open_engine(open_artifact("shakespeare-int8.tflite"))
     logits = engine.feed(b"ROMEO:")  # 256 floats: the byte after the last one
 
-A .tflite runs on LiteRT's C library through ctypes, without NumPy: 34 MiB of peak memory where
-LiteRT's own Python interpreter takes 52. That interpreter is the fallback, where the C library
-is another version or missing. A .onnx runs on onnxruntime. All run on one thread: a second did
-not help at this size.
+A .tflite runs on the C engine of native/ where that is compiled, else on LiteRT's C library through
+ctypes, without NumPy: 34 MiB of peak memory where LiteRT's own Python interpreter takes 52. That
+interpreter is the fallback, where the C library is another version or missing. A .onnx runs on
+onnxruntime. All run on one thread: a second did not help at this size.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _FLOAT_BYTES = 4
 # environment), and a wrong call is a crash, not an error: only what was tried is called.
 _LITERT_VERSIONS = ("2.3.",)
 _LITERT_NAMES = ("libLiteRt.so", "libLiteRt.dylib", "libLiteRt.dll")
+# What `make native` builds comes before what an installation has built.
+_NATIVE_NAMES = ("libtsm.so", "libtsm*.so", "libtsm*.dylib", "libtsm*.pyd", "libtsm*.dll")
 _LITERT_OPTIONS = b'kernel_mode = "builtin"\nnum_threads = 1\n'
 _LITERT_CPU = 1
 # Environment options as (tag, type, value): register CPU kernels only (24), so that no GPU
@@ -261,12 +263,20 @@ class NumpyEngine(Engine):
         return logits
 
 
-def open_engine(artifact: Artifact) -> Engine:
-    """The leanest engine installed here for this artifact. Raises EngineError."""
+def open_engine(artifact: Artifact, kind: str = "") -> Engine:
+    """The engine of a kind, one of `kinds(artifact)`; by default the best that is installed
+    here for this artifact. Raises EngineError."""
+    here = kinds(artifact)
+    if not here:
+        package = "ai-edge-litert" if _is_tflite(artifact) else "onnxruntime"
+        raise EngineError(f"{artifact.path}: no engine found, wanted: pip install {package}")
+    kind = kind or here[0]
+    if kind not in here:
+        raise EngineError(
+            f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(here)}"
+        )
     try:
-        with artifact.path.open("rb") as file:
-            tflite = file.read(8)[4:] == b"TFL3"
-        return _open_tflite(artifact) if tflite else _open_onnx(artifact)
+        return _OPEN[kind](artifact)
     except EngineError:
         raise
     except Exception as error:  # interpreters raise their own types, some of many lines
@@ -274,10 +284,40 @@ def open_engine(artifact: Artifact) -> Engine:
         raise EngineError(f"{artifact.path}: the interpreter refused it ({reason})") from error
 
 
-def _open_tflite(artifact: Artifact) -> Engine:
-    package = importlib.util.find_spec("ai_edge_litert")  # finds it without importing it
-    if package is None or not package.submodule_search_locations:
-        raise EngineError("no interpreter for .tflite found, wanted: pip install ai-edge-litert")
+def kinds(artifact: Artifact) -> list[str]:
+    """The engines that are here and can run this artifact, the best first."""
+    if not _is_tflite(artifact):
+        return ["onnx"] if importlib.util.find_spec("onnxruntime") else []
+    native = artifact.places and native_library()
+    litert = importlib.util.find_spec("ai_edge_litert")
+    return ["native"] * bool(native) + ["litert"] * bool(litert)
+
+
+def native_library() -> Path | None:
+    """The compiled C engine, from the wheel or from `make native`."""
+    folder = Path(__file__).with_name("native")
+    return next((path for name in _NATIVE_NAMES for path in sorted(folder.glob(name))), None)
+
+
+def _is_tflite(artifact: Artifact) -> bool:
+    try:
+        with artifact.path.open("rb") as file:
+            return file.read(8)[4:] == b"TFL3"
+    except OSError as error:
+        raise EngineError(f"{artifact.path}: {error.strerror}") from None
+
+
+def _open_native(artifact: Artifact) -> Engine:
+    if TYPE_CHECKING or __package__:
+        from tsm.runtime.native_engine import NativeEngine
+    else:
+        from native_engine import NativeEngine
+    engine: Any = NativeEngine(artifact)
+    return engine
+
+
+def _open_litert(artifact: Artifact) -> Engine:
+    package: Any = importlib.util.find_spec("ai_edge_litert")  # finds it without importing it
     folder = Path(package.submodule_search_locations[0])
     library = next((folder / n for n in _LITERT_NAMES if (folder / n).exists()), None)
     version = next((p.name.split("-")[1] for p in folder.parent.glob("ai_edge_litert-*-info")), "")
@@ -300,8 +340,6 @@ def _open_tflite(artifact: Artifact) -> Engine:
 
 
 def _open_onnx(artifact: Artifact) -> Engine:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise EngineError("no interpreter for .onnx found, wanted: pip install onnxruntime")
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, which reads it
     import onnxruntime
 
@@ -319,3 +357,7 @@ def _open_onnx(artifact: Artifact) -> Engine:
     engine = NumpyEngine(artifact, call, "int64")
     engine.any_length = True
     return engine
+
+
+_OPEN = {"native": _open_native, "litert": _open_litert, "onnx": _open_onnx}
+ENGINES = tuple(_OPEN)

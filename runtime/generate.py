@@ -6,7 +6,8 @@
 
 Only the generated text goes to standard output, as UTF-8, as it comes. The same model, prompt,
 settings and seed give the same text on every run. This folder runs wherever it is copied, under
-Python 3.9 or newer with one interpreter: `pip install ai-edge-litert` (or `onnxruntime`).
+Python 3.9 or newer with the compiled native/ or one interpreter: `pip install ai-edge-litert` (or
+`onnxruntime`).
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import ArtifactError, open_artifact
-    from tsm.runtime.engines import Engine, EngineError, open_engine
+    from tsm.runtime.engines import ENGINES, Engine, EngineError, open_engine
 else:
     from artifact import ArtifactError, open_artifact
-    from engines import Engine, EngineError, open_engine
+    from engines import ENGINES, Engine, EngineError, open_engine
 
 SHIPPED_MODEL = Path(__file__).with_name("shakespeare-int8.tflite")
 EMPTY_PROMPT = b"\n"  # what is read when the prompt is empty: the start of a line
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 
 
-def load(path: str | Path = SHIPPED_MODEL) -> Engine:
-    """Verifies the artifact and opens it. Raises ArtifactError or EngineError."""
-    return open_engine(open_artifact(path))
+def load(path: str | Path = SHIPPED_MODEL, engine: str = "") -> Engine:
+    """Verifies the artifact and opens it; engine: one of ENGINES, by default the best that is
+    here. Raises ArtifactError or EngineError."""
+    return open_engine(open_artifact(path), engine)
 
 
 def sample(
@@ -192,6 +194,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     seeds = _number(int, -math.inf, math.inf, "a whole number")
     add("--seed", type=seeds, default=0, metavar="S", help="same seed, same text")
     add("--stop", type=_stop, action="append", default=[], help="end before it; repeatable")
+    add("--engine", choices=ENGINES, default="", help="what computes; by default the best here")
     add("--json", action="store_true", help="print one JSON object, at the end")
     return parser.parse_args(argv)
 
@@ -202,7 +205,7 @@ def _write(text: str) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    engine = load(arguments.model)
+    engine = load(arguments.model, arguments.engine)
     started = time.perf_counter()
     count = 0
 

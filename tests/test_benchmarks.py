@@ -27,8 +27,7 @@ def test_the_exponent_is_that_of_a_power():
 
 
 def test_systems_have_equal_parameters():
-    proxies = {**quality.SYSTEMS, **quality.ABLATIONS}
-    for systems, base in ((proxies, quality.BASE), (cost.SYSTEMS, cost.BASE)):
+    for systems, base in ((quality.SPECS, quality.BASE), (cost.SYSTEMS, cost.BASE)):
         for name, spec in systems.items():
             if "124M" not in name:
                 ratio = parameter_count(spec) / parameter_count(base)
@@ -58,10 +57,10 @@ def test_each_system_is_tuned_before_its_other_seeds_run():
     assert quality._waiting(found, "TSM") == [(0.02, 0)]
     found.append(result(0.02, 0, 2.0))
     assert quality._waiting(found, "TSM") == [(0.005, 0)]
-    assert not quality._waiting(found, "stride 4")  # which takes the TSM's rate
+    assert not quality._waiting(found, "no coupling")  # which takes the TSM's rate
     found.append(result(0.005, 0, 2.1))
     assert quality._waiting(found, "TSM") == [(0.01, 1), (0.01, 2)]
-    assert quality._waiting(found, "stride 4", (0, 1)) == [(0.01, 0), (0.01, 1)]
+    assert quality._waiting(found, "no coupling", (0, 1)) == [(0.01, 0), (0.01, 1)]
     found += [result(0.01, 1, 1.0), result(0.01, 2, 1.0)]
     assert not quality._waiting(found, "TSM")
     assert quality._waiting(found, "AdamW alone") == [(0.01, 0), (0.02, 0)]

@@ -23,6 +23,7 @@ from tsm.training.spec import MIXERS, PRESETS, ModelSpec, SpecError, parameter_c
 BASE = replace(PRESETS["tiny"], context=64)
 CAUSAL = {name: replace(BASE, mixer=name) for name in MIXERS if name != "seed-leaking"} | {
     "no rotation": replace(BASE, rotation=False),
+    "beam, no rotation": replace(BASE, mixer="beam", rotation=False),
     "no coupling": replace(BASE, coupling=False),
     "no short convolution": replace(BASE, short=False),
     "stride": replace(BASE, stride=4),
@@ -211,6 +212,32 @@ def test_performer_s_features_approximate_softmax():
         for m in (32, 512, 8192)
     ]
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.05
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_beam_is_its_equation(rotation):
+    """Channel by channel, in complex numbers."""
+    spec = replace(BASE, mixer="beam", rotation=rotation)
+    values, name = weights_of(spec), "blocks.0.mixer"
+    x = np.random.default_rng(8).standard_normal((1, LENGTH, spec.width)).astype(np.float32)
+    state = model.initial_state(np_xp, replace(spec, layers=1), 1)
+    found, _ = model.MIX["beam"](np_xp, spec, values, name, x, {n: s[0] for n, s in state.items()})
+    padded = np.concatenate([np.zeros((3, spec.width)), x[0]])
+    transmission = np.ones(64, complex)
+    if rotation:
+        delta = np.pi * np.tanh(values[f"{name}.delta"])
+        chi = np.pi / 4 * np.tanh(values[f"{name}.chi"])
+        transmission = np.cos(delta / 2) + 1j * np.sin(delta / 2) * np.sin(2 * chi)
+    channels, rows = np.zeros(64, complex), []
+    for t in range(LENGTH):
+        mixed = x[0, t] + (padded[t : t + 4] * values[f"{name}.short"]).sum(axis=0)
+        value, radius, gate = np.split(values[f"{name}.in"] @ mixed, [64, 128])
+        radius = np.pi / 2 / (1 + np.exp(-radius - values[f"{name}.radius"]))
+        channels = np.cos(radius) * transmission * channels + np.sin(radius) * value
+        read = np.concatenate([channels.real, channels.imag]) if rotation else channels.real
+        read = read / np.sqrt((read**2).mean() + 1e-6) * gate / (1 + np.exp(-gate))
+        rows.append(values[f"{name}.out"] @ read)
+    check("forms", found[0], np.stack(rows))
 
 
 def test_mingru_is_its_equation(tokens):

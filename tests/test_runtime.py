@@ -39,6 +39,7 @@ METADATA = {
     "source_sha256": "ab" * 32,
     "prefill_tokens": 64,
     "state": {"memory": [1, 1, 1, 2, 4], "history": [1, 1, 3, 8]},
+    "places": {},
 }
 
 
@@ -57,9 +58,9 @@ def generated(*arguments: object, **settings) -> bytes:
     return done.stdout
 
 
-@pytest.fixture(scope="session", params=["tflite", "onnx"])
+@pytest.fixture(scope="session", params=engines.ENGINES)
 def engine(request) -> engines.Engine:
-    return generate.load({"tflite": TFLITE, "onnx": ONNX}[request.param])
+    return generate.load(ONNX if request.param == "onnx" else TFLITE, request.param)
 
 
 # Artifacts
@@ -97,7 +98,7 @@ def damaged(kind: str) -> bytes:
         "one byte short": bytes(whole[:-1]),
         "one byte long": bytes(whole) + b"\0",
         "two headers": artifact.seal(sealed()) + sealed(),
-        "format 2": bytes(whole).replace(b'"tsm_artifact": 1', b'"tsm_artifact": 2'),
+        "format 3": bytes(whole).replace(b'"tsm_artifact": 2', b'"tsm_artifact": 3'),
         "not sealed": bytes(whole).replace(bytes(whole[digest : digest + 64]), b"0" * 64),
         "not JSON": bytes(whole).replace(b'"spec": {', b'"spec": ['),
     }.get(kind, bytes(whole))
@@ -110,7 +111,7 @@ DAMAGES = [
     ("one byte short", "incomplete"),
     ("one byte long", "extended"),
     ("two headers", "2 TSM headers"),
-    ("format 2", "artifact format '2', wanted '1'"),
+    ("format 3", "artifact format '3', wanted '2'"),
     ("not sealed", "damaged"),
     ("not JSON", "damaged"),
     ("bit of first byte", "damaged"),
@@ -300,7 +301,7 @@ def test_a_saved_state_continues_exactly(engine):
 
 
 def test_a_state_of_another_shape_and_an_empty_feed_are_refused(engine):
-    for state in ({}, {**engine.get_state(), "memory": b""}, {"memory": b""}):
+    for state in ({}, {**engine.get_state(), "history": b""}, {"history": b""}):
         with pytest.raises(engines.EngineError, match="wanted"):
             engine.set_state(state)
     with pytest.raises(engines.EngineError, match="at least one"):
@@ -340,6 +341,8 @@ MISTAKES = [
     (["--prompt-file", RUNTIME], "is a directory, wanted a readable file"),
     (["--prompt", "a", "--prompt-file", os.devnull], "not allowed with"),
     (["--colour"], "--colour"),
+    (["--engine", "gpu"], "invalid choice: 'gpu'"),
+    (["--engine", "onnx"], "engine onnx cannot run it, wanted native or litert"),
     ([TFLITE, ONNX], "unrecognized"),
 ]
 
@@ -423,9 +426,10 @@ def test_a_full_disk_is_one_clear_line():
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory) -> Path:
-    """The folder under another name, and beside it, `site`, where packages may be put."""
+    """The folder under another name, without the compiled engine, and beside it, `site`, where
+    packages may be put."""
     folder = tmp_path_factory.mktemp("device") / "my model"
-    shutil.copytree(RUNTIME, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(RUNTIME, folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return folder
 
 
@@ -448,14 +452,22 @@ FEW = ("--bytes", "60", "--temperature", "0")
 def test_the_folder_alone_with_one_interpreter_generates(alone):
     done = carried(alone, ["ai_edge_litert", "ai_edge_litert-*"], *FEW)
     assert (done.stderr, done.returncode) == (b"", 0)
-    assert done.stdout == generated(*FEW)
+    assert done.stdout == generated(*FEW, "--engine", "litert")
+
+
+def test_the_folder_alone_with_the_compiled_engine_generates(tmp_path):
+    folder = tmp_path / "device"
+    shutil.copytree(RUNTIME, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    done = carried(folder, [], *FEW)
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert done.stdout == generated(*FEW, "--engine", "native")
 
 
 def test_litert_of_another_version_runs_through_its_own_interpreter(alone):
     packages = ["ai_edge_litert", "numpy", "numpy.libs"]  # its version is not to be seen
     done = carried(alone, packages, *FEW, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["text"].encode() == generated(*FEW)
+    assert json.loads(done.stdout)["text"].encode() == generated(*FEW, "--engine", "litert")
     done = carried(alone, packages[:1], *FEW)  # which needs NumPy, so it is the one that ran
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done.stderr
     assert b"numpy" in done.stderr
@@ -468,7 +480,7 @@ def test_without_an_interpreter_it_says_what_to_install(alone, model):
     assert b"wanted: pip install" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["artifact.py", "engines.py", "generate.py"])
+@pytest.mark.parametrize("name", ["artifact.py", "engines.py", "generate.py", "native_engine.py"])
 def test_every_file_imports_on_the_standard_library_alone(alone, name):
     code = f"import sys, runpy; runpy.run_path({str(RUNTIME / name)!r}); print(*sys.modules)"
     done = python("-S", "-c", code, env={"PYTHONPATH": str(RUNTIME)})

@@ -190,7 +190,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
         (["--muon-rate", "nan"], "--muon-rate nan: wanted 0 or more"),
         (["--schedule", "steep"], "--schedule: invalid choice: 'steep'"),
         (["--start", "/nowhere"], "/nowhere: no such file, wanted a safetensors file"),
-        (["--start", str(SHIPPED)], "its width is 384, preset tiny wants 64"),
+        (["--start", str(SHIPPED)], "its mixer is beam, preset tiny wants topological"),
         (["--window", "1000000"], "wanted at least 10000010"),
     ],
 )

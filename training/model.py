@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 
 from tsm.training import gpt2
 from tsm.training.mixers.attention import attention
+from tsm.training.mixers.beam import beam_splitter
 from tsm.training.mixers.linformer import linformer
 from tsm.training.mixers.mingru import mingru
 from tsm.training.mixers.performer import performer
@@ -43,6 +44,7 @@ from tsm.training.spec import GPT2, MIXERS, ModelSpec, state_shapes, weights
 # (xp, spec, weights, name, normalised x (B, L, D), state) -> (mixed x, state)
 MIX: dict[str, Callable[..., tuple[Array, State]]] = {
     "topological": implicit_attention,
+    "beam": beam_splitter,
     "attention": attention,
     "performer": performer,
     "linformer": linformer,

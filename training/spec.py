@@ -155,6 +155,31 @@ def _topological_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...
     return shapes
 
 
+def _beam(spec: ModelSpec) -> dict[str, Weight]:
+    inner, read = spec.heads * spec.value_width, spec.heads * spec.read_width
+    channel = (("inner",),)
+    table = {
+        "short": Weight((spec.compression, spec.width), ("tap", "width")),
+        # Channels start as memories of 1 to 50 tokens.
+        "radius": Weight((inner,), *channel, Init(low=_radius_logit(1), high=_radius_logit(50))),
+        "in": _dense(spec, 2 * inner + read),  # value, radius, gate
+        "out": _back(spec, read),
+    }
+    if not spec.short:
+        del table["short"]
+    if spec.rotation:  # to begin with by -0.15 to 0.15 radians a token, hardly damped
+        table["delta"] = Weight((inner,), *channel, Init(low=-0.1, high=0.1))
+        table["chi"] = Weight((inner,), *channel, Init(low=2, high=2))
+    return table
+
+
+def _beam_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "channels": (spec.heads * spec.read_width,),
+        "history": (spec.compression - 1, spec.width),
+    }
+
+
 def _attention(spec: ModelSpec) -> dict[str, Weight]:
     keys, values = spec.heads * spec.key_width, spec.heads * spec.value_width
     return {"in": _dense(spec, 2 * keys + values), "out": _back(spec, values)}
@@ -265,6 +290,7 @@ def _gpt2_state(spec: ModelSpec, batch: int, cached: int) -> dict[str, tuple[int
 GPT2 = "gpt2"
 MIXERS = {
     "topological": (_topological, _topological_state),
+    "beam": (_beam, _beam_state),
     "attention": (_attention, _attention_state),
     "performer": (_attention, _performer_state),
     "linformer": (_linformer, _linformer_state),
@@ -274,7 +300,9 @@ MIXERS = {
 }
 
 PRESETS = {
-    "shakespeare": ModelSpec(),  # the reference: 13.6M parameters
+    # The reference: 13.6M parameters.
+    "shakespeare": ModelSpec(mixer="beam", rotation=False, heads=8, value_width=86),
+    "matrix": ModelSpec(),  # of equal size, its state a matrix per head
     # GPT-2 Small's own shape, 124M parameters, for what it costs; its tokens are not bytes.
     "gpt2-small": ModelSpec(
         mixer=GPT2, vocabulary=50_257, width=768, layers=12, heads=12, context=1024
@@ -307,8 +335,9 @@ def state_shapes(
     spec: ModelSpec, batch: int = 1, cached: int | None = None
 ) -> dict[str, tuple[int, ...]]:
     """What the model carries from one token to the next, all fp32: (layers that have it, batch,
-    ...). Of the topological mixer `memory`, the state S (real parts, then imaginary, side by
-    side), and `history`, the inputs that the convolutions still reach. No size depends on the
+    ...). Of the topological mixers the state S, as `channels` or, a matrix per head, as `memory`
+    (real parts, then imaginary, side by side), and `history`, the inputs that the convolutions
+    still reach. No size depends on the
     length of the text. cached: tokens in an attention's cache; by default all of its context."""
     cached = spec.context if cached is None else cached
     if spec.mixer == GPT2:

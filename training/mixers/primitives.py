@@ -69,7 +69,9 @@ def scan(xp: Any, kept: Array, written: Array, memory: Array) -> tuple[Array, Ar
     if count >= LONG_SCAN and "torch" in sys.modules:
         import torch
 
-        if isinstance(written, torch.Tensor) and not torch.compiler.is_compiling():
+        # On a GPU a loop over tokens would wait for its own launches.
+        mine = isinstance(written, torch.Tensor) and written.device.type == "cpu"
+        if mine and not torch.compiler.is_exporting():
             from tsm.training.mixers import torch_scan
 
             return torch_scan.scan(kept, written, memory)

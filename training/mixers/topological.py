@@ -168,10 +168,10 @@ def chunked_form(
     read = xp.reshape(read, (batch, heads, length, turned.shape[-1]))
     if not rotation:
         return read, last
-    return _turn(xp, read, cos, sin), _turn(xp, last, cos[:, :, -1:], sin[:, :, -1:])
+    return turn(xp, read, cos, sin), turn(xp, last, cos[:, :, -1:], sin[:, :, -1:])
 
 
-def _turn(xp: Any, x: Array, cos: Array, sin: Array) -> Array:
+def turn(xp: Any, x: Array, cos: Array, sin: Array) -> Array:
     """Complex x (..., W) times exp(i phase)."""
     width = x.shape[-1] // 2
     real, imaginary = x[..., :width], x[..., width:]

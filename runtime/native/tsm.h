@@ -1,0 +1,54 @@
+/* The Topological Sequence Model on a CPU, computed from the quantized weights of a .tflite
+ * artifact where they lie. C99 and libm; nothing is allocated but one model's working memory.
+ *
+ *     cc -O3 -ffp-contract=off -fPIC -shared -o libtsm.so tsm.c -lm
+ */
+#ifndef TSM_H
+#define TSM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TSM_VERSION 1 /* of the calls below; another library is refused */
+
+/* Widths in numbers of values, as in training/spec.py. */
+typedef struct {
+    uint32_t vocabulary, width, layers, channels, mlp_width, taps;
+    uint32_t bits; /* of the projections, 8 or 4; the head has 8 */
+} tsm_spec;
+
+typedef struct tsm_model tsm_model;
+
+uint32_t tsm_version(void);
+
+/* How many places tsm_new wants for a spec, in this order: embed; for each layer short (one a
+ * tap), radius, and then codes and scales of in, out, mlp.in and mlp.out; codes and scales of
+ * head. 0: not a spec that this library runs. */
+size_t tsm_place_count(const tsm_spec *spec);
+
+/* A model over `file`, which must outlive it. `places` are offsets in the file. NULL: a place that
+ * reaches beyond the file, or no memory. `simd`: which instructions, of those that this CPU has:
+ * 0 plain C, 1 AVX2, 2 AVX-512 VNNI; a lower one is taken where it is missing. */
+tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
+                   const uint64_t *places, size_t place_count, int simd);
+void tsm_free(tsm_model *model);
+
+/* What tsm_new chose: 0, 1 or 2. */
+int tsm_simd(const tsm_model *model);
+
+/* Reads `count` tokens and moves the state on: layers x channels, and of history layers x
+ * (taps - 1) x width.
+ * logits: vocabulary after the last token, or after each of them if `every`. A token beyond the
+ * vocabulary is refused: -1, and nothing has changed; else 0. */
+int tsm_read(tsm_model *model, float *channels, float *history, const uint8_t *tokens, size_t count,
+             float *logits, int every);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,119 @@
+"""The C engine of runtime/native/ through ctypes, without NumPy: it computes from the weights of a
+.tflite where they lie.
+
+The library is compiled into the wheel, or by `make native`, or by hand:
+
+    cc -O3 -ffp-contract=off -fPIC -shared -o runtime/native/libtsm.so runtime/native/tsm.c -lm
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from array import array
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
+    from tsm.runtime.engines import VOCABULARY, Engine, EngineError, native_library
+else:
+    from engines import VOCABULARY, Engine, EngineError, native_library
+
+VERSION = 1  # TSM_VERSION of native/tsm.h
+BITS = {"int8": 8, "int4": 4}
+SIMD = 2  # the best that the CPU has, up to AVX-512
+# In the order that native/tsm.h wants their places.
+LAYER = ("mixer.short", "mixer.radius", "mixer.in", "mixer.out", "mlp.in", "mlp.out")
+LANES = 16  # channels are taken so many at a time
+FIELDS = ("vocabulary", "width", "layers", "channels", "mlp_width", "taps", "bits")
+
+
+class _Spec(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in FIELDS]
+
+
+def computes(spec: dict[str, Any], quantization: str) -> bool:
+    """Whether the C code is of a model like this: spec as in an artifact's metadata."""
+    plain = {"mixer": "beam", "rotation": False, "coupling": True, "short": True}
+    return (
+        quantization in BITS
+        and all(spec.get(name) == value for name, value in plain.items())
+        and spec["heads"] * spec["value_width"] % LANES == 0
+    )
+
+
+class NativeEngine(Engine):
+    any_length = True
+
+    def __init__(self, artifact: Any, simd: int = SIMD) -> None:
+        super().__init__(artifact)
+        path = native_library()
+        self._library = ctypes.CDLL(str(path))
+        found = self._library.tsm_version()
+        if found != VERSION:
+            raise EngineError(f"{path}: version {found}, wanted {VERSION}")
+        self._library.tsm_new.restype = ctypes.c_void_p
+        self._library.tsm_place_count.restype = ctypes.c_size_t
+        with open(artifact.path, "rb") as file:  # private and never written to: nothing is copied
+            self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        memory = (ctypes.c_ubyte * len(self._file)).from_buffer(self._file)
+        spec, count = self._spec(), len(self._file)
+        names = ["embed", *(f"blocks.{i}.{n}" for i in range(spec.layers) for n in LAYER), "head"]
+        try:
+            places = [int(place) for name in names for place in artifact.places[name]]
+            numbers = (ctypes.c_uint64 * len(places))(*places)
+        except (KeyError, TypeError, ValueError):
+            places, numbers = [], None
+        size = ctypes.c_size_t
+        made = self._library.tsm_new(
+            ctypes.byref(spec), memory, size(count), numbers, size(len(places)), simd
+        )
+        if not made:
+            raise EngineError(f"{artifact.path}: its places are not those of its spec")
+        self._model = ctypes.c_void_p(made)
+        self.simd = self._library.tsm_simd(self._model)
+        values = {"channels": spec.channels, "history": (spec.taps - 1) * spec.width}
+        wanted = {name: 4 * spec.layers * count for name, count in values.items()}
+        if self._state_bytes() != wanted:
+            raise EngineError(f"{artifact.path}: its state is not that of its spec")
+        self._state = {name: ctypes.create_string_buffer(n) for name, n in wanted.items()}
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self._library.tsm_free(self._model)
+            self._model = None
+
+    def feed(self, data: bytes) -> array[float]:
+        if not data:
+            raise EngineError("feed: no bytes, wanted at least one")
+        return self._read(data, every=False)
+
+    def get_state(self) -> dict[str, bytes]:
+        return {name: bytes(value) for name, value in self._state.items()}
+
+    def _write_state(self, state: dict[str, bytes]) -> None:
+        for name, value in self._state.items():
+            value[:] = state[name]
+
+    def _run(self, tokens: bytes) -> array[float]:
+        return self._read(tokens, every=True)
+
+    def _read(self, data: bytes, every: bool) -> array[float]:
+        logits = array("f", bytes(4 * VOCABULARY * (len(data) if every else 1)))
+        place = ctypes.c_void_p(logits.buffer_info()[0])
+        state = self._state["channels"], self._state["history"]
+        count = ctypes.c_size_t(len(data))
+        if self._library.tsm_read(self._model, *state, data, count, place, int(every)):
+            raise EngineError(f"{self.artifact.path}: a byte beyond its vocabulary")
+        return logits
+
+    def _spec(self) -> _Spec:
+        spec = self.artifact.spec
+        return _Spec(
+            spec["vocabulary"],
+            spec["width"],
+            spec["layers"],
+            spec["heads"] * spec["value_width"],
+            spec["mlp_ratio"] * spec["width"],
+            spec["compression"],
+            BITS[self.artifact.quantization],
+        )

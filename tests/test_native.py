@@ -1,0 +1,183 @@
+"""The C engine: the model's function, the same bits on every kind of instructions, and no trust in
+a file that says something else.
+
+pytest tests/test_native.py
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsm.export import to_tflite, verify
+from tsm.export.tolerance import check
+from tsm.runtime import artifact as artifacts
+from tsm.runtime import engines
+from tsm.runtime.native_engine import NativeEngine
+from tsm.training import model
+from tsm.training.checkpoint import save_model
+from tsm.training.spec import PRESETS, ModelSpec
+
+ROOT = Path(__file__).parent.parent
+TEXT = verify.PASSAGE
+# No width is a multiple of what the vectors hold: every row has a rest.
+SPEC = replace(
+    PRESETS["tiny"], mixer="beam", rotation=False, width=72, heads=5, value_width=16, chunk=16
+)
+
+
+def weights_of(spec: ModelSpec) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    return {
+        name: (value + 0.1 * random.standard_normal(value.shape)).astype(np.float32)
+        for name, value in model.initialise(spec, 0).items()
+    }
+
+
+def exported(folder: Path, spec: ModelSpec, kind: str) -> Path:
+    out = folder / f"{kind}.tflite"
+    save_model(folder / "model.safetensors", spec, weights_of(spec))
+    command = [str(folder / "model.safetensors"), "--quantize", kind, "--out", str(out)]
+    assert to_tflite.main(command) == 0
+    return out
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def path(request, tmp_path_factory) -> Path:
+    return exported(tmp_path_factory.mktemp("native"), SPEC, request.param)
+
+
+def native(path: Path, simd: int = 2) -> NativeEngine:
+    return NativeEngine(artifacts.open_artifact(path), simd)
+
+
+def logits_of(engine: engines.Engine, data: bytes, piece: int = 10**6) -> np.ndarray:
+    pieces = [engine.logits_of(data[i : i + piece]) for i in range(0, len(data), piece)]
+    return np.concatenate([np.asarray(p, np.float32).reshape(-1, 256) for p in pieces])
+
+
+def test_it_is_the_first_choice_and_the_oracle(path):
+    engine = engines.open_engine(artifacts.open_artifact(path))
+    assert type(engine) is NativeEngine
+    wanted, state = verify.run_oracle(SPEC, weights_of(SPEC), TEXT)
+    row = f"{engine.artifact.quantization} artifact"
+    check(row, logits_of(engine, TEXT), wanted, logits=True)
+    for name, value in engine.get_state().items():
+        check(row, np.frombuffer(value, np.float32).reshape(state[name].shape), state[name])
+
+
+def test_it_agrees_with_litert(path):
+    litert = engines.open_engine(artifacts.open_artifact(path), "litert")
+    check("int8 artifact", logits_of(native(path), TEXT), logits_of(litert, TEXT), logits=True)
+
+
+def test_every_kind_of_instructions_gives_the_same_bits(path):
+    found = {engine.simd: logits_of(engine, TEXT) for engine in map(native, [path] * 3, range(3))}
+    for logits in found.values():
+        assert np.array_equal(logits, found[0])
+
+
+def test_pieces_of_any_length_give_the_same_bits(path):
+    wanted = logits_of(native(path), TEXT)
+    for piece in (1, 3, 16, 17):
+        assert np.array_equal(logits_of(native(path), TEXT, piece), wanted)
+    engine = native(path)
+    assert np.array_equal(engine.feed(TEXT), wanted[-1])
+
+
+def test_a_state_continues_to_the_bit_and_can_be_forgotten(path):
+    engine, wanted = native(path), logits_of(native(path), TEXT)
+    engine.feed(TEXT[:100])
+    state = engine.get_state()
+    assert np.array_equal(logits_of(engine, TEXT[100:]), wanted[100:])
+    other = native(path)
+    other.set_state(state)
+    assert np.array_equal(logits_of(other, TEXT[100:]), wanted[100:])
+    other.reset()
+    assert np.array_equal(logits_of(other, TEXT), wanted)
+
+
+def test_odd_widths_run_in_plain_c(tmp_path):
+    """Rows that are no multiple of four, at which the vectors' code takes them."""
+    spec = replace(SPEC, width=70, mlp_ratio=1)
+    engine = native(exported(tmp_path, spec, "int8"))
+    assert engine.simd == 0
+    wanted, _ = verify.run_oracle(spec, weights_of(spec), TEXT)
+    check("int8 artifact", logits_of(engine, TEXT), wanted, logits=True)
+
+
+def test_a_model_of_another_mixer_is_left_to_litert(tmp_path):
+    path = exported(tmp_path, replace(SPEC, mixer="mingru"), "int8")
+    assert engines.kinds(artifacts.open_artifact(path)) == ["litert"]
+    with pytest.raises(engines.EngineError, match="engine native cannot run it, wanted litert"):
+        engines.open_engine(artifacts.open_artifact(path), "native")
+
+
+def resealed(path: Path, out: Path, change) -> Path:
+    """The file with other metadata of the same length, under a seal of its own."""
+    data = path.read_bytes()
+    start = data.index(artifacts.MARKER)
+    stored, length = json.JSONDecoder().raw_decode(data[start:].decode("utf-8", "replace"))
+    change(stored)
+    text = json.dumps(stored).encode()
+    assert len(text) == length
+    data = data[:start] + text + data[start + length :]
+    out.write_bytes(artifacts.seal(data))
+    return out
+
+
+def beyond(stored):
+    stored["places"]["head"][0] = f"{10**12 - 1:012d}"
+
+
+def misaligned(stored):
+    stored["places"]["embed"][0] = f"{int(stored['places']['embed'][0]) + 1:012d}"
+
+
+def without_one(stored):
+    stored["places"]["heat"] = stored["places"].pop("head")
+
+
+def no_number(stored):
+    stored["places"]["head"][0] = "abcdefghijkl"
+
+
+def wider(stored):
+    stored["spec"]["width"] = 88
+
+
+def state_too_small(stored):
+    stored["state"]["channels"][-1] = 16
+
+
+CHANGES = [beyond, misaligned, without_one, no_number, wider, state_too_small]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_says_something_else_is_one_clear_error(path, tmp_path, change):
+    bad = resealed(path, tmp_path / "bad.tflite", change)
+    with pytest.raises(engines.EngineError) as refused:
+        native(bad)
+    assert re.fullmatch(r"[^\n]+ its (places|state)[^\n]+", str(refused.value))
+
+
+def test_a_spec_that_the_library_does_not_run_has_no_places():
+    library = ctypes.CDLL(str(engines.native_library()))
+    library.tsm_place_count.restype = ctypes.c_size_t
+
+    def places(*spec: int) -> int:
+        return library.tsm_place_count((ctypes.c_uint32 * 7)(*spec))
+
+    assert places(256, 72, 2, 80, 288, 4, 8) == 1 + 2 * (4 + 1 + 8) + 2
+    for spec in (
+        (257, 72, 2, 80, 288, 4, 8),
+        (256, 72, 2, 72, 288, 4, 8),
+        (256, 72, 2, 80, 288, 4, 5),
+    ):
+        assert places(*spec) == 0
