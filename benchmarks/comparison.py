@@ -68,9 +68,12 @@ def page(
             f"{_where(losses)}",
             quality.table(losses, quality.SYSTEMS),
             "### The TSM less or more one thing",
-            "At the TSM's best rate, equal parameters and the same seeds: differences between "
+            "At the best rate of the TSM, or of its form with a matrix per head, equal parameters "
+            "and the same seeds: differences between "
             "lines are less noisy than the spread of each.",
-            quality.table(losses, [quality.TSM, *quality.ABLATIONS, *quality.MATRIX_ABLATIONS]),
+            quality.table(
+                losses, ["TSM", *quality.ABLATIONS, quality.MATRIX_TSM, *quality.MATRIX_ABLATIONS]
+            ),
             "### The TSM trained otherwise",
             "The number of tokens is the same. AdamW alone, and updates of half the tokens, were "
             "tuned as a system is.",

@@ -5,7 +5,7 @@
 
 A proxy of about a million parameters. Each system is tuned alike: with seed 0 the peak rate is
 halved and doubled until the best one lies between two that are worse; the other seeds take it. An
-ablation, the TSM but for one thing, is made at the TSM's best rate, with the same seeds. A result
+ablation, a TSM but for one thing, is made at that TSM's best rate, with the same seeds. A result
 is a line of quality.jsonl: the fresh-window loss over the whole held-out part, of the last weights
 and of averaged ones. One thread a run.
 """
@@ -27,7 +27,7 @@ from results import append, read
 
 from tsm.training.spec import ModelSpec, parameter_count
 
-TSM = "TSM"
+TSM, MATRIX_TSM = "TSM", "TSM, a matrix per head"
 MATRIX = ModelSpec(width=128, layers=4, heads=4, key_width=32, value_width=32)
 WIDER = {"key_width": 56, "value_width": 56}  # 4 x 224 x 128 = the matrix form's 7 x 128 x 128
 BASE = replace(MATRIX, mixer="beam", rotation=False, **WIDER)
@@ -39,7 +39,7 @@ SYSTEMS = {
     "minGRU": replace(BASE, mixer="mingru"),
     "GPT-2": replace(BASE, mixer="gpt2", width=144),
     "seed mixer (causal)": replace(BASE, mixer="seed", value_width=75),
-    "TSM, a matrix per head": MATRIX,
+    MATRIX_TSM: MATRIX,
 }
 # What the TSM is made of, each a change to its spec at equal parameters.
 ABLATIONS = {
@@ -101,7 +101,8 @@ def _waiting(
     results: list[dict[str, Any]], system: str, seeds: tuple[int, ...] = SEEDS
 ) -> list[tuple[float, int]]:
     """(rate, seed) of the next runs of a system, as far as the results say which they are."""
-    tuned = system if system in TUNED else TSM
+    own = MATRIX_TSM if system in MATRIX_ABLATIONS else TSM
+    tuned = system if system in TUNED else own
     tried = {
         r["rate"]: r["nats_per_byte"]
         for r in results

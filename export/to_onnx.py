@@ -3,9 +3,9 @@
     python export/to_onnx.py                                     # models/shakespeare.safetensors
     python export/to_onnx.py model.safetensors --quantize none --out model.onnx
 
-    tokens int64 (1, length), memory, history -> logits, next_memory, next_history
+    tokens int64 (1, length), channels, history -> logits, next_channels, next_history
 
-`memory` and `history` are the state of the topological mixer; another has others.
+`channels` and `history` are the state of the reference; another mixer has others.
 
 `training/model.py` is traced through PyTorch in both its forms, the step and the chunk, which
 become the branches of one `If` on the length; each weight stands once, outside of them. Standard

@@ -6,7 +6,7 @@
     decode   tokens int32 (1, 1)      + the state -> logits + the next state
     prefill  tokens int32 (1, chunk)  + the state -> the same, for a block
 
-The state is `memory` and `history` for the topological mixer; after it they are `next_memory` and
+The state is `channels` and `history` for the reference; after it they are `next_channels` and
 `next_history`. Where runtime/native can compute the model, the metadata says at which offset of the
 file each weight lies.
 

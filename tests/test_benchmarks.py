@@ -61,6 +61,7 @@ def test_each_system_is_tuned_before_its_other_seeds_run():
     found.append(result(0.005, 0, 2.1))
     assert quality._waiting(found, "TSM") == [(0.01, 1), (0.01, 2)]
     assert quality._waiting(found, "no coupling", (0, 1)) == [(0.01, 0), (0.01, 1)]
+    assert not quality._waiting(found, "matrix: stride 4")  # of another TSM
     found += [result(0.01, 1, 1.0), result(0.01, 2, 1.0)]
     assert not quality._waiting(found, "TSM")
     assert quality._waiting(found, "AdamW alone") == [(0.01, 0), (0.02, 0)]

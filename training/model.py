@@ -10,11 +10,11 @@ trace to TFLite and ONNX, and run on NumPy as the oracle of every test.
 | chi    | chi      | ellipticity                                     | (-pi/4, pi/4) |
 | rho    | radius   | coupling angle between memory and input         | (0, pi/2)     |
 | T      | poincare | cos(delta/2) + i sin(delta/2) sin(2 chi)        | unit disk     |
-| S      | memory   | per-head complex matrix, the topological state  | bounded       |
+| S      | channels, memory | the topological state: a vector, or matrices | bounded       |
 | k      | compression | tokens that the encoder's kernel spans       | 4             |
 
-    S_t = cos(rho_t) T(delta_t, chi_t) S_{t-1} + sin(rho_t) key_t (x) value_t
-    read_t = key-wise product of query_t with S_t: a real and an imaginary part
+    S_t = cos(rho_t) T S_{t-1} + sin(rho_t) value_t             a number per channel: beam.py
+    S_t = cos(rho_t) T S_{t-1} + sin(rho_t) key_t (x) value_t   a matrix per head: topological.py
 
 Shape letters: B batch, L tokens, D width, H heads, K key width, V value width, W = 2V, C chunk,
 N chunks.
