@@ -38,6 +38,7 @@ def computes(spec: dict[str, Any], quantization: str) -> bool:
         quantization in BITS
         and all(spec.get(name) == value for name, value in plain.items())
         and spec["heads"] * spec["value_width"] % LANES == 0
+        and spec["width"] % 8 == 0
     )
 
 

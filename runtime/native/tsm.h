@@ -15,7 +15,8 @@ extern "C" {
 
 #define TSM_VERSION 1 /* of the calls below; another library is refused */
 
-/* Widths in numbers of values, as in training/spec.py. */
+/* Widths in numbers of values, as in training/spec.py; width and mlp_width are multiples of 8,
+ * channels of 16, vocabulary of 4. */
 typedef struct {
     uint32_t vocabulary, width, layers, channels, mlp_width, taps;
     uint32_t bits; /* of the projections, 8 or 4; the head has 8 */
