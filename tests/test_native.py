@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +182,15 @@ def test_a_spec_that_the_library_does_not_run_has_no_places():
         (256, 72, 2, 80, 288, 4, 5),
     ):
         assert places(*spec) == 0
+
+
+def test_frequencies_are_the_softmax_and_the_same_bits_everywhere(path):
+    engine, random = native(path), np.random.default_rng(0)
+    for spread in (0.0, 1.0, 5.0, 50.0):
+        logits = (spread * random.standard_normal(256)).astype(np.float32)
+        found = np.diff(engine.frequencies(array("f", logits)).tolist())
+        assert found.min() >= 1 and found.sum() == 1 << 16
+        wanted = np.exp(logits - logits.max(), dtype=np.float64)
+        wanted *= (65536 - 256) / wanted.sum()
+        less = np.delete(found - 1 - wanted, logits.argmax())  # which takes the rest
+        assert less.max() <= 0.02 and less.min() >= -1.02

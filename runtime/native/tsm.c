@@ -78,12 +78,15 @@ INLINE float dot(const float *a, const float *b, uint32_t n) {
     return total(even + odd) + rest;
 }
 
-/* 1 / (1 + exp(-x)), to 3e-7 of its value. exp(y) for y = -|x|: 2^n times a polynomial in the rest,
- * at most ln 2 / 2 (Cephes' expf). */
-INLINE wide sigmoid(wide x) {
-    wide y = (wide)((wide_int)x | INT32_MIN);
-    wide_int negative = x < 0, small = y < -87;
-    y = (wide)(((wide_int)y & ~small) | ((wide_int)((wide){0} - 87) & small));
+INLINE wide pick(wide_int mask, wide a, wide b) {
+    return (wide)(((wide_int)a & mask) | ((wide_int)b & ~mask));
+}
+
+/* exp(-|x|) to 3e-7 of its value, exp(-87) at the least: 2^n times a polynomial in the rest, at
+ * most ln 2 / 2 (Cephes' expf). */
+INLINE wide exp_minus(wide x) {
+    wide y = (wide)((wide_int)x | INT32_MIN), least = (wide){0} - 87;
+    y = pick(y < least, least, y);
     wide_int n = __builtin_convertvector(y * 1.44269504f - 0.5f, wide_int);
     wide whole = __builtin_convertvector(n, wide);
     wide r = y - whole * 0.693359375f + whole * 2.12194440e-4f;
@@ -92,9 +95,13 @@ INLINE wide sigmoid(wide x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = (p * r * r + r + 1) * (wide)((n + 127) << 23);
-    wide above = (wide)(((wide_int)p & negative) | ((wide_int)((wide){0} + 1) & ~negative));
-    return above / (1 + p);
+    return (p * r * r + r + 1) * (wide)((n + 127) << 23);
+}
+
+/* 1 / (1 + exp(-x)) */
+INLINE wide sigmoid(wide x) {
+    wide p = exp_minus(x), one = (wide){0} + 1;
+    return pick(x < 0, p, one) / (1 + p);
 }
 
 /* sin(pi/2 y), 0 <= y <= 1, to 1e-7: the power series. */
@@ -587,4 +594,24 @@ int tsm_read(tsm_model *m, float *channels, float *history, const uint8_t *token
         logits += (size_t)(block - first) * s->vocabulary;
     }
     return 0;
+}
+
+/* Distributions */
+
+WIDE void tsm_frequencies(const float *logits, uint32_t *cumulative) {
+    float greatest = logits[0], weights[256];
+    uint32_t likeliest = 0, sum = 0;
+    for (uint32_t i = 1; i < 256; i++)
+        if (logits[i] > greatest) greatest = logits[likeliest = i];
+    wide sums = {0};
+    for (uint32_t i = 0; i < 256; i += LANES) {
+        wide weight = exp_minus(*(const wide_at *)(logits + i) - greatest);
+        *(wide_at *)(weights + i) = weight;
+        sums += weight;
+    }
+    float scale = (float)(TSM_FREQUENCIES - 256) / total(sums);
+    for (uint32_t i = 0; i < 256; i++) sum += cumulative[i + 1] = 1 + (uint32_t)(weights[i] * scale);
+    cumulative[likeliest + 1] += TSM_FREQUENCIES - sum; /* what rounding has left, or taken */
+    cumulative[0] = 0;
+    for (uint32_t i = 0; i < 256; i++) cumulative[i + 1] += cumulative[i];
 }

@@ -47,6 +47,11 @@ int tsm_simd(const tsm_model *model);
 int tsm_read(tsm_model *model, float *channels, float *history, const uint8_t *tokens, size_t count,
              float *logits, int every);
 
+/* What an arithmetic coder takes for the probabilities of 256 logits: cumulative, 257 of them, goes
+ * from 0 to TSM_FREQUENCIES, by 1 at least. The same bits on every machine. */
+#define TSM_FREQUENCIES (1 << 16)
+void tsm_frequencies(const float *logits, uint32_t *cumulative);
+
 #ifdef __cplusplus
 }
 #endif
