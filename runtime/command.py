@@ -86,12 +86,12 @@ def opened(path: str) -> Iterator[BinaryIO]:
     if path == "-":
         yield sys.stdin.buffer
         return
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CommandError(f"{path}: {reason}, wanted a readable file") from None
-    with file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise CommandError(f"{path}: {reason}, wanted a readable file") from None
         yield file
 
 

@@ -50,10 +50,11 @@ def describe(path: str | Path) -> dict[str, Any]:
     }
     weights_bytes = sum(sizes.values()) if sizes else None
     with artifact.path.open("rb") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            container = "TFLite" if data[4:8] == b"TFL3" else "ONNX"
-            file_bytes, metadata_bytes = len(data), _metadata_bytes(data)
-            file_sha256 = hashlib.sha256(data).hexdigest()
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with data:
+        container = "TFLite" if data[4:8] == b"TFL3" else "ONNX"
+        file_bytes, metadata_bytes = len(data), _metadata_bytes(data)
+        file_sha256 = hashlib.sha256(data).hexdigest()
     return {
         "path": str(path),
         "verified": True,  # else there is an error and no description
