@@ -7,9 +7,9 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import ArtifactError
@@ -20,6 +20,7 @@ else:
 
 SHIPPED_MODEL = Path(__file__).with_name("shakespeare-int8.tflite")
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
+T = TypeVar("T")
 
 
 class CommandError(ValueError):
@@ -117,3 +118,12 @@ def progress(text: str = "") -> None:
     """Shows how far the work is, on one line of a terminal; without text, clears it."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def watched(items: Iterable[T], of: str = "") -> Iterator[T]:
+    """The items, one a byte, and meanwhile how many have gone by."""
+    for count, item in enumerate(items):
+        if count % 1024 == 0:
+            progress(f"{count:,}{of} bytes")
+        yield item
+    progress()

@@ -38,18 +38,18 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
         Parser,
         end,
         opened,
-        progress,
+        watched,
         written,
     )
     from tsm.runtime.engines import EngineError, kinds
     from tsm.runtime.native_engine import NativeEngine
-    from tsm.runtime.score import PIECE_BYTES, predicted
+    from tsm.runtime.score import predicted
 else:
     from artifact import open_artifact
-    from command import SHIPPED_MODEL, CommandError, Parser, end, opened, progress, written
+    from command import SHIPPED_MODEL, CommandError, Parser, end, opened, watched, written
     from engines import EngineError, kinds
     from native_engine import NativeEngine
-    from score import PIECE_BYTES, predicted
+    from score import predicted
 
 SUFFIX = ".tsm"
 START = b"\n"  # what the model has read before the first byte: a line begins
@@ -135,13 +135,13 @@ class Decoder:
         self._code = self._code << 8 | int.from_bytes(byte, "big")
 
 
-class Original:
-    """A file to compress, measured while it is read; `others`: compressors to compare with."""
+class Measured:
+    """A file that is measured while it is read, also by `others`, compressors to compare with."""
 
-    def __init__(self, file: BinaryIO, others: dict[str, Any]) -> None:
-        self._file, self._others = file, others
+    def __init__(self, file: BinaryIO, others: dict[str, Any] | None = None) -> None:
+        self._file, self._others = file, others or {}
         self.bytes = self.crc32 = 0
-        self.others_bytes = dict.fromkeys(others, 0)
+        self.others_bytes = dict.fromkeys(self._others, 0)
 
     def read(self, count: int) -> bytes:
         data = self._file.read(count)
@@ -149,16 +149,15 @@ class Original:
         self.crc32 = zlib.crc32(data, self.crc32)
         for name, other in self._others.items():
             self.others_bytes[name] += len(other.compress(data) if data else other.flush())
-        progress(f"{self.bytes:,} bytes")
         return data
 
 
-def compress(engine: NativeEngine, source: Any, target: BinaryIO) -> None:
-    """Writes to `target`, which can be sought in, what decompress makes `source`, an Original, of."""
+def compress(engine: NativeEngine, source: Measured, target: BinaryIO) -> None:
+    """Writes to `target`, a file to seek in, what decompress makes `source` of."""
     target.write(bytes(HEADER.size))
     encoder = Encoder(target.write)
     engine.reset()
-    for byte, logits in predicted(engine, START, source):
+    for byte, logits in watched(predicted(engine, START, source.read)):
         cumulative = engine.frequencies(logits)
         encoder.encode(cumulative[byte], cumulative[byte + 1])
     encoder.finish()
@@ -168,7 +167,7 @@ def compress(engine: NativeEngine, source: Any, target: BinaryIO) -> None:
     target.seek(0, os.SEEK_END)
 
 
-def decompress(engine: NativeEngine, source: BinaryIO, target: BinaryIO) -> int:
+def decompress(engine: NativeEngine, source: Measured, target: BinaryIO) -> int:
     """Writes the original to `target` and returns its length. Raises CommandError for a file that
     is damaged or another model's; what was written by then is worth nothing."""
     header = source.read(HEADER.size)
@@ -186,12 +185,10 @@ def decompress(engine: NativeEngine, source: BinaryIO, target: BinaryIO) -> int:
         )
     decoder, crc32, last = Decoder(source.read), 0, START
     engine.reset()
-    for count in range(length):
+    for _ in watched(range(length), f" of {length:,}"):
         last = bytes([decoder.decode(engine.frequencies(engine.feed(last)))])
         crc32 = zlib.crc32(last, crc32)
         target.write(last)
-        if count % PIECE_BYTES == 0:
-            progress(f"{count:,} of {length:,} bytes")
     if crc32 != wanted_crc32:
         raise CommandError(f"damaged: CRC-32 {crc32:08x}, its header wants {wanted_crc32:08x}")
     decoder.finish()
@@ -279,20 +276,20 @@ def _run(arguments: argparse.Namespace) -> None:
     engine = open_native(arguments.model)
     started = time.perf_counter()
     report: dict[str, Any] = {"file": arguments.file, "out": arguments.out}
-    with opened(arguments.file) as source, _output(arguments.out, arguments.force) as target:
+    others = _others() if arguments.json and not arguments.decompress else {}
+    with opened(arguments.file) as file, _output(arguments.out, arguments.force) as target:
+        source = Measured(file, others)
         if arguments.decompress:
             try:
                 original_bytes = decompress(engine, source, target)
             except CommandError as error:
                 raise CommandError(f"{arguments.file}: {error}") from None
-            compressed_bytes = source.tell()
+            compressed_bytes = source.bytes
         else:
-            original = Original(source, _others() if arguments.json else {})
-            compress(engine, original, target)
-            original_bytes, compressed_bytes = original.bytes, target.tell()
-            report.update({f"{n}_bytes": size for n, size in original.others_bytes.items()})
+            compress(engine, source, target)
+            original_bytes, compressed_bytes = source.bytes, target.tell()
+            report.update({f"{name}_bytes": n for name, n in source.others_bytes.items()})
     seconds = time.perf_counter() - started
-    progress()
     report.update(
         original_bytes=original_bytes,
         compressed_bytes=compressed_bytes,

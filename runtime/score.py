@@ -23,18 +23,18 @@ import struct
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import open_artifact
-    from tsm.runtime.command import SHIPPED_MODEL, Parser, end, number, opened, progress
+    from tsm.runtime.command import SHIPPED_MODEL, Parser, end, number, opened, watched
     from tsm.runtime.engines import ENGINES, VOCABULARY, Engine, open_engine
 else:
     from artifact import open_artifact
-    from command import SHIPPED_MODEL, Parser, end, number, opened, progress
+    from command import SHIPPED_MODEL, Parser, end, number, opened, watched
     from engines import ENGINES, VOCABULARY, Engine, open_engine
 
 PIECE_BYTES = 1024  # read at once: a mebibyte of logits
@@ -47,15 +47,17 @@ NEWLINE = 10
 RECORD = struct.Struct("<Bd")  # a scored byte and its nats, on disk
 
 
-def predicted(engine: Engine, before: bytes, file: BinaryIO) -> Iterator[tuple[int, array[float]]]:
-    """Each byte of the file, and the logits (256,) that `before` and all bytes before it give. The
-    last byte is not read by the model."""
-    piece = file.read(PIECE_BYTES)
+def predicted(
+    engine: Engine, before: bytes, read: Callable[[int], bytes]
+) -> Iterator[tuple[int, array[float]]]:
+    """Each byte that `read` gives, and the logits (256,) that `before` and all bytes before it
+    give. The last byte is not read by the model."""
+    piece = read(PIECE_BYTES)
     while piece:
         logits = engine.logits_of(before + piece[:-1])
         for row, byte in enumerate(piece):
             yield byte, logits[row * VOCABULARY : (row + 1) * VOCABULARY]
-        before, piece = piece[-1:], file.read(PIECE_BYTES)
+        before, piece = piece[-1:], read(PIECE_BYTES)
 
 
 def nats(logits: Sequence[float], byte: int) -> float:
@@ -181,14 +183,6 @@ def as_json(scored: Iterable[tuple[int, float]], totals: Totals, unit: str) -> I
     yield "], " + json.dumps(totals.summary(unit))[1:] + "\n"
 
 
-def _watched(scored: Iterable[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-    for count, pair in enumerate(scored):
-        if count % PIECE_BYTES == 0:
-            progress(f"{count:,} bytes")
-        yield pair
-    progress()
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("tsm-score", __doc__)
     add = parser.add_argument
@@ -236,10 +230,10 @@ def _run(arguments: argparse.Namespace) -> None:
         threshold = arguments.threshold / UNITS[arguments.unit]
     with opened(arguments.file) as file:
         first = file.read(1)
-        rest = predicted(engine, first, file)
+        rest = predicted(engine, first, file.read)
         scored: Iterator[tuple[int, float]] = ((byte, nats(logits, byte)) for byte, logits in rest)
         if show is not painted or arguments.quantile is not None:
-            scored = _watched(scored)
+            scored = watched(scored)
         if arguments.quantile is not None:
             threshold, scored = at_quantile(scored, arguments.quantile)
         unscored = ((byte, 0.0) for byte in first)
