@@ -5,11 +5,11 @@ the first byte of a fresh process, its memory, and joules where the processor co
     tsm-bench mine-int4.tflite --engine native litert --longest 1000000 --json
 
 A position is reached by really feeding that many bytes. There the engines take turns, --repeats of
-them, each from the same state: prefill is one block of 1,024 bytes, decode --bytes single ones, each
-the likeliest. Medians count. first_byte is from the start of a process of generate.py to the byte
-on its standard output, the files in the system's cache; peak_rss is of a process that generates
-1,000 bytes. Joules are those of the processor's packages (RAPL, of all that runs on them) while
-decoding; Linux shows them to root only, unless told otherwise.
+them, each from the same state: prefill is one block of 1,024 bytes; decode is --bytes single ones,
+each the likeliest. Medians count. The first byte is timed from the start of a process of
+generate.py to what it prints, its files in the system's cache; peak RSS is that of a process that
+generates 1,000 bytes. Joules are those of the processor's packages (RAPL: of all that runs on them)
+while decoding; Linux shows them to root only, unless told otherwise.
 """
 
 from __future__ import annotations

@@ -260,12 +260,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.out is None:
         name = arguments.file
-        if name != "-" and not arguments.decompress:
-            name += SUFFIX
+        if name != "-" and arguments.decompress:
+            if Path(name).suffix != SUFFIX:  # nor has ".tsm" alone
+                parser.error(f"{name}: no name ending in {SUFFIX}, wanted --out FILE")
+            name = name[: -len(SUFFIX)]
         elif name != "-":
-            name = name[: -len(SUFFIX)] if Path(name).name[: -len(SUFFIX)] else ""
-            if arguments.file != name + SUFFIX:
-                parser.error(f"{arguments.file}: no name ending in {SUFFIX}, wanted --out FILE")
+            name += SUFFIX
         arguments.out = name
     if arguments.json and arguments.out == "-":
         parser.error("--json found with the file itself on standard output, wanted --out FILE")
