@@ -56,15 +56,15 @@ START = b"\n"  # what the model has read before the first byte: a line begins
 MAGIC, VERSION = b"TSMZ", 1
 HEADER = struct.Struct(">4sB32sQI")
 PART_BITS = 16  # frequencies are parts of 1 << 16
-WORD_BITS, SHORT_BITS = 64, 56  # of low and range; a range of fewer than SHORT_BITS is extended
+WORD_BITS, SHORT_BITS = 64, 56  # of low; a range below 1 << SHORT_BITS is extended
 WORD_BYTES = WORD_BITS // 8
 ZEROS = WORD_BYTES - 1  # bytes that the decoder reads beyond the code's end
 
 
 class Encoder:
     """A range coder with carry: from (start, end) of each symbol, in parts of 1 << PART_BITS, to
-    bytes. Exact in integers; its range never has fewer than 56 bits, so nothing is lost but the
-    last few bits of the file."""
+    bytes. Exact in integers; its range never falls below 1 << 56, so nothing is lost but the last
+    few bits of the file."""
 
     def __init__(self, write: Callable[[bytes], Any]) -> None:
         self._write = write
