@@ -676,3 +676,74 @@ WIDE void tsm_frequencies(const float *logits, uint32_t *cumulative) {
     cumulative[0] = 0;
     for (uint32_t i = 0; i < 256; i++) cumulative[i + 1] += cumulative[i];
 }
+
+/* `order`, `count` numbers below 256, by rising `keys`; equals stay as they are. */
+static void sort(const double *keys, uint8_t *order, uint32_t count) {
+    uint8_t other[256];
+    for (uint32_t run = 1; run < count; run *= 2) {
+        for (uint32_t start = 0; start < count; start += 2 * run) {
+            uint32_t middle = start + run < count ? start + run : count;
+            uint32_t end = middle + run < count ? middle + run : count;
+            for (uint32_t a = start, b = middle, i = start; i < end; i++) {
+                int first = b == end || (a < middle && keys[order[a]] <= keys[order[b]]);
+                other[i] = order[first ? a++ : b++];
+            }
+        }
+        memcpy(order, other, count);
+    }
+}
+
+/* How many of the first weights reach this share of them all together. */
+static uint32_t reaching(const double *weights, const uint8_t *order, uint32_t count, double share) {
+    double all = 0, sum = 0;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < count; i++) all += weights[order[i]];
+    do sum += weights[order[kept++]];
+    while (kept < count && sum < share * all);
+    return kept;
+}
+
+uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, uint32_t top_k,
+                 double typical_p, double top_p, double min_p, double uniform) {
+    double keys[256], powers[256], weights[256], all = 0, sum = 0;
+    uint8_t order[256];
+    uint32_t count = top_k && top_k < 256 ? top_k : 256, drawn = 0;
+    for (uint32_t i = 0; i < 256; i++) {
+        keys[i] = -((double)logits[i] + (adjust ? (double)adjust[i] : 0));
+        order[i] = (uint8_t)i;
+    }
+    sort(keys, order, 256);
+    if (temperature == 0) return order[0];
+    for (uint32_t i = 0; i < count; i++) { /* powers and weights by byte */
+        uint8_t byte = order[i];
+        powers[byte] = (keys[order[0]] - keys[byte]) / temperature;
+        weights[byte] = exp(powers[byte]);
+    }
+    while (!(weights[order[count - 1]] > 0)) count--;
+    if (typical_p < 1) { /* surprises nearest to their mean, the entropy */
+        double distances[256], entropy = 0, total = 0;
+        for (uint32_t i = 0; i < count; i++) total += weights[order[i]];
+        double log_total = log(total);
+        for (uint32_t i = 0; i < count; i++)
+            entropy += weights[order[i]] * (log_total - powers[order[i]]);
+        entropy /= total;
+        for (uint32_t i = 0; i < count; i++)
+            distances[order[i]] = fabs(log_total - powers[order[i]] - entropy);
+        uint8_t nearest[256], kept[256] = {0};
+        memcpy(nearest, order, count);
+        sort(distances, nearest, count);
+        uint32_t enough = reaching(weights, nearest, count, typical_p), left = 0;
+        for (uint32_t i = 0; i < enough; i++) kept[nearest[i]] = 1;
+        for (uint32_t i = 0; i < count; i++)
+            if (kept[order[i]]) order[left++] = order[i];
+        count = left;
+    }
+    double least = min_p * weights[order[0]];
+    if (top_p < 1) count = reaching(weights, order, count, top_p);
+    while (weights[order[count - 1]] < least) count--;
+    all = 0;
+    for (uint32_t i = 0; i < count; i++) all += weights[order[i]];
+    for (; drawn + 1 < count; drawn++)
+        if ((sum += weights[order[drawn]]) > uniform * all) break;
+    return order[drawn];
+}

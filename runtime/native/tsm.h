@@ -53,6 +53,11 @@ int tsm_read(tsm_model *model, float *channels, float *history, const uint8_t *t
 #define TSM_FREQUENCIES (1 << 16)
 void tsm_frequencies(const float *logits, uint32_t *cumulative);
 
+/* Draws a byte from 256 logits as runtime/sampling.py's `draw` does, which says what the arguments
+ * mean. adjust: what to add to the logits, or NULL. */
+uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, uint32_t top_k,
+                 double typical_p, double top_p, double min_p, double uniform);
+
 #ifdef __cplusplus
 }
 #endif
