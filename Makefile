@@ -19,7 +19,7 @@ test: lint native
 native: $(NATIVE)
 
 $(NATIVE): runtime/native/tsm.c runtime/native/tsm.h
-	$(CC) -std=gnu99 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi -fPIC -shared -o $@.partial $< -lm
+	$(CC) -std=gnu99 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi -fPIC -shared -o $@.partial $< -lm -pthread
 	mv $@.partial $@
 
 lint: .venv/ready

@@ -3,7 +3,7 @@
 
 The library is compiled into the wheel, or by `make native`, or by hand:
 
-    cc -O3 -ffp-contract=off -fPIC -shared -o runtime/native/libtsm.so runtime/native/tsm.c -lm
+    cd runtime/native && cc -O3 -ffp-contract=off -fPIC -shared -o libtsm.so tsm.c -lm -pthread
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
 else:
     from engines import VOCABULARY, Engine, EngineError, native_library
 
-VERSION = 1  # TSM_VERSION of native/tsm.h
+VERSION = 2  # TSM_VERSION of native/tsm.h
 BITS = {"int8": 8, "int4": 4}
 SIMD = 2  # the best that the CPU has, up to AVX-512
 # In the order that native/tsm.h wants their places.
@@ -45,32 +45,24 @@ def computes(spec: dict[str, Any], quantization: str) -> bool:
 class NativeEngine(Engine):
     any_length = True
 
-    def __init__(self, artifact: Any, simd: int = SIMD) -> None:
+    def __init__(self, artifact: Any, simd: int = SIMD, threads: int = 1) -> None:
         super().__init__(artifact)
-        path = native_library()
-        self._library = ctypes.CDLL(str(path))
-        found = self._library.tsm_version()
-        if found != VERSION:
-            raise EngineError(f"{path}: version {found}, wanted {VERSION}")
-        self._library.tsm_new.restype = ctypes.c_void_p
-        self._library.tsm_place_count.restype = ctypes.c_size_t
+        self._library = _library()
         with open(artifact.path, "rb") as file:  # private and never written to: nothing is copied
             self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         memory = (ctypes.c_ubyte * len(self._file)).from_buffer(self._file)
-        spec, count = self._spec(), len(self._file)
+        spec = self._spec()
         names = ["embed", *(f"blocks.{i}.{n}" for i in range(spec.layers) for n in LAYER), "head"]
         try:
             places = [int(place) for name in names for place in artifact.places[name]]
             numbers = (ctypes.c_uint64 * len(places))(*places)
         except (KeyError, TypeError, ValueError):
             places, numbers = [], None
-        size = ctypes.c_size_t
-        made = self._library.tsm_new(
-            ctypes.byref(spec), memory, size(count), numbers, size(len(places)), simd
+        self._model = self._library.tsm_new(
+            ctypes.byref(spec), memory, len(self._file), numbers, len(places), simd, threads
         )
-        if not made:
+        if not self._model:
             raise EngineError(f"{artifact.path}: its places are not those of its spec")
-        self._model = ctypes.c_void_p(made)
         self.simd = self._library.tsm_simd(self._model)
         values = {"channels": spec.channels, "history": (spec.taps - 1) * spec.width}
         wanted = {name: 4 * spec.layers * count for name, count in values.items()}
@@ -92,8 +84,7 @@ class NativeEngine(Engine):
         """The distribution of 256 logits as an arithmetic coder wants it: 257 sums from 0 to
         65,536, no step below 1, the same on every machine."""
         cumulative = array("I", bytes(4 * (VOCABULARY + 1)))
-        places = (ctypes.c_void_p(a.buffer_info()[0]) for a in (logits, cumulative))
-        self._library.tsm_frequencies(*places)
+        self._library.tsm_frequencies(_place(logits), _place(cumulative))
         return cumulative
 
     def get_state(self) -> dict[str, bytes]:
@@ -108,10 +99,8 @@ class NativeEngine(Engine):
 
     def _read(self, data: bytes, every: bool) -> array[float]:
         logits = array("f", bytes(4 * VOCABULARY * (len(data) if every else 1)))
-        place = ctypes.c_void_p(logits.buffer_info()[0])
         state = self._state["channels"], self._state["history"]
-        count = ctypes.c_size_t(len(data))
-        if self._library.tsm_read(self._model, *state, data, count, place, int(every)):
+        if self._library.tsm_read(self._model, *state, data, len(data), _place(logits), every):
             raise EngineError(f"{self.artifact.path}: a byte beyond its vocabulary")
         return logits
 
@@ -126,3 +115,28 @@ class NativeEngine(Engine):
             spec["compression"],
             BITS[self.artifact.quantization],
         )
+
+
+def _place(values: array) -> int:
+    """Its address."""
+    return values.buffer_info()[0]
+
+
+def _library() -> Any:
+    """The C library, its calls declared as in native/tsm.h."""
+    path = native_library()
+    library = ctypes.CDLL(str(path))
+    pointer, size, whole = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    for name, result, arguments in (
+        ("version", ctypes.c_uint32, []),
+        ("new", pointer, [pointer, pointer, size, pointer, size, whole, ctypes.c_uint32]),
+        ("free", None, [pointer]),
+        ("simd", whole, [pointer]),
+        ("read", whole, [pointer, pointer, pointer, ctypes.c_char_p, size, pointer, whole]),
+        ("frequencies", None, [pointer, pointer]),
+    ):
+        call = getattr(library, f"tsm_{name}")
+        call.restype, call.argtypes = result, arguments
+        if name == "version" and call() != VERSION:
+            raise EngineError(f"{path}: version {call()}, wanted {VERSION}")
+    return library

@@ -54,8 +54,8 @@ def path(request, tmp_path_factory) -> Path:
     return exported(tmp_path_factory.mktemp("native"), SPEC, request.param)
 
 
-def native(path: Path, simd: int = 2) -> NativeEngine:
-    return NativeEngine(artifacts.open_artifact(path), simd)
+def native(path: Path, simd: int = 2, threads: int = 1) -> NativeEngine:
+    return NativeEngine(artifacts.open_artifact(path), simd, threads)
 
 
 def logits_of(engine: engines.Engine, data: bytes, piece: int = 10**6) -> np.ndarray:
@@ -82,6 +82,18 @@ def test_every_kind_of_instructions_gives_the_same_bits(path):
     found = {engine.simd: logits_of(engine, TEXT) for engine in map(native, [path] * 3, range(3))}
     for logits in found.values():
         assert np.array_equal(logits, found[0])
+
+
+def test_threads_share_the_work_and_give_the_same_bits(path):
+    wanted, tasks = logits_of(native(path), TEXT), Path("/proc/self/task")
+    before = len(list(tasks.iterdir()))
+    engine = native(path, threads=3)
+    assert len(list(tasks.iterdir())) == before + 2
+    for piece in (1, 3, 64):
+        engine.reset()
+        assert np.array_equal(logits_of(engine, TEXT, piece), wanted)
+    del engine
+    assert len(list(tasks.iterdir())) == before
 
 
 def test_pieces_of_any_length_give_the_same_bits(path):

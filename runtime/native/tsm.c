@@ -11,6 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef _WIN32
+#include <pthread.h>
+#include <sched.h>
+#define THREADS 1
+#endif
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
@@ -29,7 +35,8 @@
 #define WIDE
 #endif
 
-enum { BLOCK = 64, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 4 };
+enum { BLOCK = 64, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 4,
+       MOST_THREADS = 16, SPINS = 1 << 14 };
 
 typedef struct {
     const uint8_t *codes; /* (out, in): int8, or two int4 a byte, the first in the low half */
@@ -50,15 +57,25 @@ typedef struct {
     uint32_t count;
 } input;
 
-/* One kind of instructions: sums of four rows from `codes` against one token, and of a panel's ROWS
+/* One kind of instructions: sums of ROWS rows from `codes` against one token, and of a panel's ROWS
  * rows against COLUMNS tokens. Where an instruction wants unsigned codes they are raised, by 128 or
  * 8, and that times the sum of the activations is taken off again. */
 typedef struct {
-    void (*four8)(const uint8_t *codes, const int8_t *x, uint32_t in, int32_t *sums);
-    void (*four4)(const uint8_t *codes, const int8_t *x, uint32_t in, int32_t *sums);
+    void (*rows8)(const uint8_t *codes, const int8_t *x, uint32_t in, int32_t *sums);
+    void (*rows4)(const uint8_t *codes, const int8_t *x, uint32_t in, int32_t *sums);
     void (*tile)(const uint8_t *panel, const int8_t *packed, uint32_t in, int32_t *sums);
     int raised;
 } kernels;
+
+/* A thread's share of a product, and the room to compute it in. */
+typedef struct {
+    tsm_model *model;
+    uint8_t *row, *panel;
+    uint32_t index;
+#ifdef THREADS
+    pthread_t thread;
+#endif
+} worker;
 
 struct tsm_model {
     tsm_spec spec;
@@ -69,7 +86,18 @@ struct tsm_model {
     int simd;
     float *x, *normal, *shifted, *projected, *read, *hidden; /* BLOCK rows each */
     int8_t *codes, *packed;
-    uint8_t *row, *panel;
+    worker workers[MOST_THREADS]; /* the first is the caller's thread */
+    uint32_t threads;
+    /* The product under way. */
+    const matrix *weights;
+    const input *activations;
+    float *sums;
+#ifdef THREADS
+    uint32_t round, left; /* products given out; workers that are not done */
+    int ending;
+    pthread_mutex_t mutex;
+    pthread_cond_t begun;
+#endif
 };
 
 /* Arithmetic */
@@ -175,8 +203,8 @@ static void split(int8_t *x, uint32_t n) {
     memcpy(x + n / 2, odd, n / 2);
 }
 
-static void plain_four8(const uint8_t *codes, const int8_t *x, uint32_t n, int32_t *sums) {
-    for (int r = 0; r < 4; r++) {
+static void plain_rows8(const uint8_t *codes, const int8_t *x, uint32_t n, int32_t *sums) {
+    for (int r = 0; r < ROWS; r++) {
         const int8_t *row = (const int8_t *)codes + (size_t)r * n;
         int32_t sum = 0;
         for (uint32_t i = 0; i < n; i++) sum += row[i] * x[i];
@@ -184,8 +212,8 @@ static void plain_four8(const uint8_t *codes, const int8_t *x, uint32_t n, int32
     }
 }
 
-static void plain_four4(const uint8_t *codes, const int8_t *x, uint32_t n, int32_t *sums) {
-    for (int r = 0; r < 4; r++) {
+static void plain_rows4(const uint8_t *codes, const int8_t *x, uint32_t n, int32_t *sums) {
+    for (int r = 0; r < ROWS; r++) {
         const uint8_t *row = codes + (size_t)r * (n / 2);
         int32_t sum = 0;
         for (uint32_t i = 0; i < n / 2; i++)
@@ -193,6 +221,14 @@ static void plain_four4(const uint8_t *codes, const int8_t *x, uint32_t n, int32
         sums[r] = sum;
     }
 }
+
+/* ROWS rows, four at a time. */
+#define BY_FOUR(name, bits)                                                                        \
+    static void name##_rows##bits(const uint8_t *codes, const int8_t *x, uint32_t n,               \
+                                  int32_t *sums) {                                                 \
+        for (uint32_t r = 0; r < ROWS; r += 4)                                                     \
+            name##_four##bits(codes + (size_t)r * (n * bits / 8), x, n, sums + r);                 \
+    }
 
 /* Where `i` of row `r` lies in a panel: its rows stand side by side, PANEL bytes of each. */
 static inline size_t in_panel(uint32_t r, uint32_t i) {
@@ -203,6 +239,12 @@ static inline int32_t word(const uint8_t *place) {
     int32_t value;
     memcpy(&value, place, 4);
     return value;
+}
+
+static inline void relax(void) {
+#ifdef X86
+    _mm_pause();
+#endif
 }
 
 #ifdef X86
@@ -273,6 +315,9 @@ __attribute__((target("avx2"))) static void avx2_four4(const uint8_t *codes, con
     fold(half256(sum[0]), half256(sum[1]), half256(sum[2]), half256(sum[3]), sums);
 }
 
+BY_FOUR(avx2, 8)
+BY_FOUR(avx2, 4)
+
 __attribute__((target("avx2"))) static void avx2_tile(const uint8_t *panel, const int8_t *packed,
                                                       uint32_t n, int32_t *sums) {
     for (int first = 0; first < ROWS; first += 4) {
@@ -291,8 +336,17 @@ __attribute__((target("avx2"))) static void avx2_tile(const uint8_t *panel, cons
 
 #define VNNI_TARGET "avx512f,avx512bw,avx512vl,avx512vnni"
 
-__attribute__((target(VNNI_TARGET))) static inline __m128i quarter512(__m512i v) {
-    return half256(_mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)));
+/* The totals of four vectors: of pairs of lanes, of pairs of pairs, and of quarters. */
+__attribute__((target(VNNI_TARGET))) static inline void totals512(const __m512i *v,
+                                                                  int32_t *totals) {
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]),
+                                  _mm512_unpackhi_epi32(v[0], v[1]));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]),
+                                  _mm512_unpackhi_epi32(v[2], v[3]));
+    __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i half =
+        _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    _mm_storeu_si128((__m128i *)totals, half256(half));
 }
 
 #define WHOLE512(place) _mm512_loadu_si512(place)
@@ -313,7 +367,7 @@ __attribute__((target(VNNI_TARGET))) static void vnni_four8(const uint8_t *codes
     uint32_t i = 0;
     for (; i + 64 <= n; i += 64) VNNI_8(WHOLE512)
     if (i < n) VNNI_8(TAIL512)
-    fold(quarter512(sum[0]), quarter512(sum[1]), quarter512(sum[2]), quarter512(sum[3]), sums);
+    totals512(sum, sums);
 }
 
 #define VNNI_4(LOAD)                                                                               \
@@ -333,8 +387,11 @@ __attribute__((target(VNNI_TARGET))) static void vnni_four4(const uint8_t *codes
     uint32_t n = in / 2, i = 0;
     for (; i + 64 <= n; i += 64) VNNI_4(WHOLE512)
     if (i < n) VNNI_4(TAIL512)
-    fold(quarter512(sum[0]), quarter512(sum[1]), quarter512(sum[2]), quarter512(sum[3]), sums);
+    totals512(sum, sums);
 }
+
+BY_FOUR(vnni, 8)
+BY_FOUR(vnni, 4)
 
 __attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
                                                            const int8_t *packed, uint32_t n,
@@ -367,6 +424,18 @@ WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *ro
     }
 }
 
+/* y (ROWS,) of the sums of as many rows. */
+WIDE static void scale_row(const int32_t *sums, int32_t surplus, float unit, const float *scales,
+                           float *y) {
+    wide exact = __builtin_convertvector(*(const wide_int_at *)sums - surplus, wide);
+    *(wide_at *)y = exact * (unit * *(const wide_at *)scales);
+}
+
+/* Whether a product is made of tiles: of a few tokens, rows one by one are faster. */
+static int tiled(const tsm_model *m, const input *x) {
+    return m->kernels.tile && x->count > FEW;
+}
+
 /* COLUMNS tokens from `first` on, four places of each beside those of the others. */
 static void pack(const input *x, uint32_t first, uint32_t in, int8_t *packed) {
     for (uint32_t t = 0; t < COLUMNS; t++)
@@ -392,36 +461,90 @@ WIDE static void scale(const int32_t *sums, const int32_t *sum, const float *uni
         for (uint32_t r = 0; r < ROWS; r++) y[(size_t)t * stride + r] = scaled[r][t];
 }
 
-/* y (count, out) = scales * (codes (out, in) x input (count, in)), integers inside. */
-static void multiply(tsm_model *m, const matrix *w, const input *x, float *y) {
+/* y (count, out) = scales * (codes (out, in) x input (count, in)), integers inside: one worker's
+ * part of the rows. */
+static void multiply_part(const worker *own) {
+    const tsm_model *m = own->model;
     const kernels *k = &m->kernels;
-    uint32_t row = w->in * w->bits / 8;
+    const matrix *w = m->weights;
+    const input *x = m->activations;
+    float *y = m->sums;
+    uint32_t row = w->in * w->bits / 8, tiles = (w->out + ROWS - 1) / ROWS;
+    uint32_t first_row = tiles * own->index / m->threads * ROWS;
+    uint32_t end = tiles * (own->index + 1) / m->threads * ROWS;
     int32_t offset = k->raised ? 1 << (w->bits - 1) : 0;
-    if (k->tile && x->count > FEW && w->out >= ROWS) {
-        for (uint32_t t = 0; t < x->count; t += COLUMNS)
-            pack(x, t, w->in, m->packed + (size_t)t * w->in);
-        for (uint32_t o = 0; o < w->out; o += ROWS) {
-            if (o > w->out - ROWS) o = w->out - ROWS; /* the last tile may overlap */
-            unpack(w, o, k->raised, m->row, m->panel);
+    if (end > w->out) end = w->out;
+    if (tiled(m, x)) {
+        for (uint32_t o = first_row; o < end; o += ROWS) {
+            uint32_t from = o + ROWS > w->out ? w->out - ROWS : o; /* the last may overlap */
+            unpack(w, from, k->raised, own->row, own->panel);
             for (uint32_t first = 0; first < x->count; first += COLUMNS) {
                 int32_t sums[ROWS][COLUMNS];
                 uint32_t left = x->count - first, columns = left < COLUMNS ? left : COLUMNS;
-                k->tile(m->panel, m->packed + (size_t)first * w->in, w->in, sums[0]);
-                scale(sums[0], x->sum + first, x->unit + first, offset, w->scales + o, columns,
-                      y + (size_t)first * w->out + o, w->out);
+                k->tile(own->panel, m->packed + (size_t)first * w->in, w->in, sums[0]);
+                scale(sums[0], x->sum + first, x->unit + first, offset, w->scales + from, columns,
+                      y + (size_t)first * w->out + from, w->out);
             }
         }
         return;
     }
-    for (uint32_t o = 0; o < w->out; o += 4)
+    for (uint32_t o = first_row; o < end; o += ROWS) {
+        uint32_t from = o + ROWS > w->out ? w->out - ROWS : o;
         for (uint32_t t = 0; t < x->count; t++) {
-            int32_t sums[4];
-            (w->bits == 8 ? k->four8 : k->four4)(w->codes + (size_t)o * row,
+            int32_t sums[ROWS];
+            (w->bits == 8 ? k->rows8 : k->rows4)(w->codes + (size_t)from * row,
                                                  x->codes + (size_t)t * w->in, w->in, sums);
-            for (uint32_t r = 0; r < 4; r++)
-                y[(size_t)t * w->out + o + r] = (float)(sums[r] - offset * x->sum[t]) *
-                                                (x->unit[t] * w->scales[o + r]);
+            scale_row(sums, offset * x->sum[t], x->unit[t], w->scales + from,
+                      y + (size_t)t * w->out + from);
         }
+    }
+}
+
+#ifdef THREADS
+static uint32_t seen(const uint32_t *value) { return __atomic_load_n(value, __ATOMIC_ACQUIRE); }
+
+/* A worker looks for the next product for a while, for it comes within microseconds, then sleeps. */
+static void *work(void *argument) {
+    const worker *own = argument;
+    tsm_model *m = own->model;
+    for (uint32_t round = 0;; round++) {
+        for (uint32_t i = 0; i < SPINS && seen(&m->round) == round; i++) relax();
+        if (seen(&m->round) == round) {
+            pthread_mutex_lock(&m->mutex);
+            while (seen(&m->round) == round) pthread_cond_wait(&m->begun, &m->mutex);
+            pthread_mutex_unlock(&m->mutex);
+        }
+        if (m->ending) return NULL;
+        multiply_part(own);
+        __atomic_sub_fetch(&m->left, 1, __ATOMIC_RELEASE);
+    }
+}
+
+static void begin(tsm_model *m) {
+    m->left = m->threads - 1;
+    pthread_mutex_lock(&m->mutex);
+    __atomic_add_fetch(&m->round, 1, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&m->begun);
+    pthread_mutex_unlock(&m->mutex);
+}
+#endif
+
+static void multiply(tsm_model *m, const matrix *w, const input *x, float *y) {
+    m->weights = w;
+    m->activations = x;
+    m->sums = y;
+    if (tiled(m, x))
+        for (uint32_t t = 0; t < x->count; t += COLUMNS)
+            pack(x, t, w->in, m->packed + (size_t)t * w->in);
+#ifdef THREADS
+    if (m->threads > 1) {
+        begin(m);
+        multiply_part(&m->workers[0]);
+        for (uint32_t i = 0; seen(&m->left); i++) i < SPINS ? relax() : (void)sched_yield();
+        return;
+    }
+#endif
+    multiply_part(&m->workers[0]);
 }
 
 /* A model */
@@ -430,10 +553,11 @@ uint32_t tsm_version(void) { return TSM_VERSION; }
 
 static int runs(const tsm_spec *s) {
     const uint32_t most = 1 << 14; /* of a width: no product of sizes below overflows */
-    return s->vocabulary && s->vocabulary <= 256 && s->width && s->width <= most && s->layers &&
+    return s->vocabulary <= 256 && s->width <= most && s->layers &&
            s->layers <= 256 && s->channels && s->channels <= most && s->channels % LANES == 0 &&
-           s->mlp_width && s->mlp_width <= 4 * most && s->taps && s->taps <= MOST_TAPS &&
-           (s->bits == 8 || s->bits == 4) && !(s->vocabulary % 4 || s->width % 8 || s->mlp_width % 8);
+           s->mlp_width <= 4 * most && s->taps && s->taps <= MOST_TAPS &&
+           (s->bits == 8 || s->bits == 4) && s->vocabulary >= ROWS && s->width >= ROWS && s->mlp_width >= ROWS &&
+           !(s->width % 8 || s->mlp_width % 8);
 }
 
 size_t tsm_place_count(const tsm_spec *s) {
@@ -468,12 +592,12 @@ static matrix take_matrix(reader *r, uint32_t out, uint32_t in, uint32_t bits) {
 }
 
 static void choose(tsm_model *m, int simd) {
-    const kernels plain = {plain_four8, plain_four4, NULL, 0};
+    const kernels plain = {plain_rows8, plain_rows4, NULL, 0};
     m->kernels = plain;
     m->simd = 0;
 #ifdef X86
-    const kernels avx2 = {avx2_four8, avx2_four4, avx2_tile, 0};
-    const kernels vnni = {vnni_four8, vnni_four4, vnni_tile, 1};
+    const kernels avx2 = {avx2_rows8, avx2_rows4, avx2_tile, 0};
+    const kernels vnni = {vnni_rows8, vnni_rows4, vnni_tile, 1};
     if (simd >= 1 && __builtin_cpu_supports("avx2")) {
         m->kernels = avx2;
         m->simd = 1;
@@ -488,14 +612,36 @@ static void choose(tsm_model *m, int simd) {
 #endif
 }
 
+/* Adds workers until there are so many, or no more can be had. 0: not even one. */
+static int start(tsm_model *m, uint32_t threads, uint32_t widest) {
+    for (; m->threads < threads && m->threads < MOST_THREADS; m->threads++) {
+        worker *own = &m->workers[m->threads];
+        own->model = m;
+        own->index = m->threads;
+        own->row = calloc(widest + PANEL, 1);
+        own->panel = calloc((size_t)ROWS * (widest + PANEL), 1);
+        if (!own->row || !own->panel) break;
+#ifdef THREADS
+        if (m->threads && pthread_create(&own->thread, NULL, work, own)) break;
+#else
+        if (m->threads) break;
+#endif
+    }
+    return m->threads > 0;
+}
+
 tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
-                   const uint64_t *places, size_t place_count, int simd) {
+                   const uint64_t *places, size_t place_count, int simd, uint32_t threads) {
     if (!tsm_place_count(spec) || place_count != tsm_place_count(spec)) return NULL;
     const tsm_spec s = *spec;
     reader r = {file, file_bytes, places, 0};
     tsm_model *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     m->spec = s;
+#ifdef THREADS
+    pthread_mutex_init(&m->mutex, NULL);
+    pthread_cond_init(&m->begun, NULL);
+#endif
     m->layers = calloc(s.layers, sizeof *m->layers);
     if (!m->layers) goto failed;
     m->embed = take_floats(&r, (size_t)s.vocabulary * s.width);
@@ -522,10 +668,8 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->hidden = calloc((size_t)BLOCK * s.mlp_width, 4);
     m->codes = calloc((size_t)BLOCK * widest, 1);
     m->packed = calloc((size_t)BLOCK * widest, 1);
-    m->row = calloc(widest + PANEL, 1);
-    m->panel = calloc((size_t)ROWS * (widest + PANEL), 1);
     if (m->x && m->normal && m->shifted && m->projected && m->read && m->hidden && m->codes &&
-        m->packed && m->row && m->panel)
+        m->packed && start(m, threads, widest))
         return m;
 failed:
     tsm_free(m);
@@ -534,6 +678,17 @@ failed:
 
 void tsm_free(tsm_model *m) {
     if (!m) return;
+#ifdef THREADS
+    m->ending = 1;
+    if (m->threads > 1) begin(m);
+    for (uint32_t i = 1; i < m->threads; i++) pthread_join(m->workers[i].thread, NULL);
+    pthread_cond_destroy(&m->begun);
+    pthread_mutex_destroy(&m->mutex);
+#endif
+    for (uint32_t i = 0; i < MOST_THREADS; i++) {
+        free(m->workers[i].row);
+        free(m->workers[i].panel);
+    }
     free(m->layers);
     free(m->x);
     free(m->normal);
@@ -543,8 +698,6 @@ void tsm_free(tsm_model *m) {
     free(m->hidden);
     free(m->codes);
     free(m->packed);
-    free(m->row);
-    free(m->panel);
     free(m);
 }
 

@@ -1,7 +1,7 @@
 /* The Topological Sequence Model on a CPU, computed from the quantized weights of a .tflite
  * artifact where they lie. C99 and libm; nothing is allocated but one model's working memory.
  *
- *     cc -O3 -ffp-contract=off -fPIC -shared -o libtsm.so tsm.c -lm
+ *     cc -O3 -ffp-contract=off -fPIC -shared -o libtsm.so tsm.c -lm -pthread
  */
 #ifndef TSM_H
 #define TSM_H
@@ -13,10 +13,10 @@
 extern "C" {
 #endif
 
-#define TSM_VERSION 1 /* of the calls below; another library is refused */
+#define TSM_VERSION 2 /* of the calls below; another library is refused */
 
-/* Widths in numbers of values, as in training/spec.py; width and mlp_width are multiples of 8,
- * channels of 16, vocabulary of 4. */
+/* Widths in numbers of values, as in training/spec.py; vocabulary, width and mlp_width are
+ * 16 at least, channels a multiple of 16, width and mlp_width of 8. */
 typedef struct {
     uint32_t vocabulary, width, layers, channels, mlp_width, taps;
     uint32_t bits; /* of the projections, 8 or 4; the head has 8 */
@@ -33,9 +33,11 @@ size_t tsm_place_count(const tsm_spec *spec);
 
 /* A model over `file`, which must outlive it. `places` are offsets in the file. NULL: a place that
  * reaches beyond the file, or no memory. `simd`: which instructions, of those that this CPU has:
- * 0 plain C, 1 AVX2, 2 AVX-512 VNNI; a lower one is taken where it is missing. */
+ * 0 plain C, 1 AVX2, 2 AVX-512 VNNI; a lower one is taken where it is missing. `threads`: how
+ * many compute, the caller's among them, 1 at least; the result is the same to the bit. One model
+ * reads one text at a time. */
 tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
-                   const uint64_t *places, size_t place_count, int simd);
+                   const uint64_t *places, size_t place_count, int simd, uint32_t threads);
 void tsm_free(tsm_model *model);
 
 /* What tsm_new chose: 0, 1 or 2. */
