@@ -20,7 +20,7 @@ import ai_edge_litert
 import numpy as np
 import pytest
 
-from tsm.runtime import artifact, engines, generate
+from tsm.runtime import artifact, engines, generate, stream
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
@@ -60,7 +60,8 @@ def generated(*arguments: object, **settings) -> bytes:
 
 @pytest.fixture(scope="session", params=engines.ENGINES)
 def engine(request) -> engines.Engine:
-    return generate.load(ONNX if request.param == "onnx" else TFLITE, request.param)
+    path = ONNX if request.param == "onnx" else TFLITE
+    return stream.load(path, request.param).engine
 
 
 # Artifacts
@@ -130,9 +131,9 @@ def test_a_damaged_artifact_is_refused_before_any_interpreter(
 
     path = tmp_path / "model.tflite"
     path.write_bytes(damaged(kind))
-    monkeypatch.setattr(generate, "open_engine", opened)
+    monkeypatch.setattr(stream, "open_engine", opened)
     with pytest.raises(artifact.ArtifactError, match=says):
-        generate.load(path)
+        stream.load(path)
 
 
 def test_metadata_is_exactly_what_the_format_says():
@@ -153,55 +154,7 @@ def test_verifying_a_large_file_takes_little_memory(tmp_path):
     assert peak_bytes < 5 * PIECE
 
 
-# Text
-
-
-@pytest.mark.parametrize(
-    "text", ["plain", "naïve café", "Ὀδύσσεια", "日本語", "😀🏽‍🚀", "a\u0000b"]
-)
-def test_text_comes_in_whole_characters_at_once(text):
-    fed, come = bytearray(), ""
-    source = (fed.append(byte) or byte for byte in text.encode())
-    for piece in generate.decode_text(source):
-        come += piece
-        assert come == fed.decode(errors="ignore")  # whole, and not late
-    assert come == text
-
-
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        ("日".encode()[:2], "\ufffd"),
-        (b"ab\xe6\x97", "ab\ufffd"),
-        (b"\xffa", "\ufffda"),
-        (b"\xe6a\x97", "\ufffda\ufffd"),
-        (b"", ""),
-    ],
-)
-def test_bytes_that_are_not_utf8_are_replaced(data, text):
-    assert "".join(generate.decode_text(data)) == text
-
-
-def test_no_part_of_a_stop_string_is_ever_printed():
-    draw = random.Random(0)
-    stopped = 0
-    for _ in range(3000):
-        text = "".join(draw.choices("abé", k=draw.randrange(12)))
-        stops = [
-            "".join(draw.choices("abé", k=draw.randint(1, 4))) for _ in range(draw.randrange(4))
-        ]
-        wanted = text
-        for end in range(len(text) + 1):  # the first stop to be complete ends the text
-            found = [text[:end].find(stop) for stop in stops if stop in text[:end]]
-            if found:
-                wanted, stopped = text[: min(found)], stopped + 1
-                break
-        assert "".join(generate.decode_text(text.encode(), stops)) == wanted, (text, stops)
-    assert stopped > 500
-
-
-def test_stop_strings_hold_back_no_more_than_they_must():
-    assert list(generate.decode_text(b"abcxabd", ["abd"])) == ["abc", "x", ""]
+# Ends
 
 
 def test_generation_ends_at_a_stop_string():
@@ -213,51 +166,7 @@ def test_generation_ends_at_a_stop_string():
     )
 
 
-# Sampling
-
-PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
-LOGITS = [3 + math.log(p) for p in PROBABILITIES]
-
-
-def drawn(count: int = 20_000, logits: list[float] = LOGITS, **settings) -> list[float]:
-    """How often each byte comes."""
-    source = random.Random(1)
-    bytes_drawn = [generate.sample(logits, source, **settings) for _ in range(count)]
-    return [bytes_drawn.count(byte) / count for byte in range(len(logits))]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": 0},
-        {"temperature": 1, "top_k": 1},
-        {"temperature": 1, "top_p": 1e-9},
-        {"temperature": 1e-300},
-    ],
-)
-def test_greedy_takes_the_likeliest_byte_and_the_first_of_equals(settings):
-    assert drawn(50, **settings) == [0, 1, 0, 0]
-    assert drawn(50, [1.0, 2.0, 2.0], **{**settings, "temperature": 0}) == [0, 1, 0]
-
-
-@pytest.mark.parametrize(
-    ("settings", "weights"),
-    [
-        ({"temperature": 1}, PROBABILITIES),
-        ({"temperature": 0.5}, [p**2 for p in PROBABILITIES]),
-        ({"temperature": 2}, [p**0.5 for p in PROBABILITIES]),
-        ({"temperature": 1, "top_k": 2}, [0, 0.5, 0, 0.3]),
-        ({"temperature": 1, "top_k": 99}, PROBABILITIES),
-        ({"temperature": 1, "top_p": 0.79}, [0, 0.5, 0, 0.3]),
-        ({"temperature": 1, "top_p": 0.81}, [0, 0.5, 0.15, 0.3]),
-        ({"temperature": 1, "top_k": 3, "top_p": 0.51}, [0, 0.5, 0, 0]),  # 0.5 / 0.95 > 0.51
-    ],
-)
-def test_sampling_follows_the_distribution(settings, weights):
-    count = 20_000
-    for found, weight in zip(drawn(count, **settings), weights, strict=True):
-        wanted = weight / sum(weights)
-        assert abs(found - wanted) <= 4.5 * math.sqrt(wanted * (1 - wanted) / count)
+# Seeds
 
 
 def test_the_same_seed_gives_the_same_text_on_every_run():
@@ -311,7 +220,7 @@ def test_a_state_of_another_shape_and_an_empty_feed_are_refused(engine):
 def test_tflite_and_onnx_are_the_same_model():
     rows = []
     for path in (TFLITE, ONNX):
-        logits = np.array(generate.load(path).logits_of(TEXT)).reshape(len(TEXT), -1)
+        logits = np.array(stream.load(path).engine.logits_of(TEXT)).reshape(len(TEXT), -1)
         logits -= logits.max(axis=1, keepdims=True)
         rows.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
     nats = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(axis=1).mean()
@@ -480,7 +389,7 @@ def test_without_an_interpreter_it_says_what_to_install(alone, model):
     assert b"wanted: pip install" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["artifact.py", "engines.py", "generate.py", "native_engine.py"])
+@pytest.mark.parametrize("name", sorted(path.name for path in RUNTIME.glob("[!_]*.py")))
 def test_every_file_imports_on_the_standard_library_alone(alone, name):
     code = f"import sys, runpy; runpy.run_path({str(RUNTIME / name)!r}); print(*sys.modules)"
     done = python("-S", "-c", code, env={"PYTHONPATH": str(RUNTIME)})
@@ -502,16 +411,17 @@ def test_it_runs_as_an_installed_module_too(command, tmp_path):
 STREAM = """
 import array, json, math, re, sys
 sys.path.insert(0, sys.argv[1])
-import generate
+import stream
 
-engine, measured = generate.load(), []
-text = generate.generate_bytes(engine, b"ROMEO:", 20_000)
-for count, byte in enumerate(text, 1):
+model, measured = stream.load(), []
+text = model.stream()
+text.feed("ROMEO:")
+for count, byte in enumerate(text.generate_bytes(20_000), 1):
     if count in (1_000, 2_000, 20_000):
         status = open("/proc/self/status").read()
         measured += [int(re.search(name + r":\\s+(\\d+) kB", status)[1]) * 1024
                      for name in ("VmHWM", "VmRSS")]
-state = array.array("f", b"".join(engine.get_state().values()))
+state = array.array("f", b"".join(model.engine.get_state().values()))
 print(json.dumps([measured, all(map(math.isfinite, state)), max(map(abs, state)),
                   "numpy" in sys.modules]))
 """
