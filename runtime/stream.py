@@ -323,7 +323,9 @@ class Stream:
             bias = {int(byte): value for byte, value in settings.pop("logit_bias").items()}
             sampling = Sampling(**settings, logit_bias=bias)
             grammar = cls._grammar(header["grammar"], parts[1])
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (StateError, SamplingError):
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"its settings cannot be read ({error})") from None
         stream = cls(model, sampling, grammar, rewind)
         stream.position, stream.draws = position, draws

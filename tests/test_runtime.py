@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import pty
 import random
+import re
+import select
 import shutil
 import signal
 import subprocess
@@ -244,6 +247,28 @@ MISTAKES = [
     (["--top-p", "0"], "found '0', wanted a number above 0, at most 1"),
     (["--top-p", "1.01"], "found '1.01'"),
     (["--top-p", "nan"], "found 'nan'"),
+    (["--min-p", "1.5"], "found '1.5', wanted a number from 0 to 1"),
+    (["--typical-p", "0"], "found '0'"),
+    (["--repetition-penalty", "0"], "found '0', wanted a number from 0.01 to 100"),
+    (["--presence-penalty", "inf"], "found 'inf'"),
+    (["--penalty-window", "5000"], "wanted a whole number, at most 4096"),
+    (["--logit-bias", "a=1"], "found 'a=1', wanted BYTE=VALUE"),
+    (["--logit-bias", "256=1"], "found byte 256, wanted 0 to 255"),
+    (["--logit-bias", "10=nan"], "found nan"),
+    (["--stop-regex", "("], "found '(', wanted an expression"),
+    (["--stop-regex", "a*"], "wanted one that no empty text matches"),
+    (["--grammar", "("], "grammar: '(' cannot be used"),
+    (["--grammar", "/no/schema.json"], "/no/schema.json: no such file"),
+    (["--load-state", "/no/state"], "/no/state: no such file"),
+    (["--load-state", TFLITE], "which no state of this model has"),
+    (["--load-state", ROOT / "README.md"], "no TSM state"),
+    (["--save-state", "a", "--samples", "2"], "--save-state: not allowed with --samples"),
+    (["--prompt-cache", "a", "--load-state", "b"], "--prompt-cache: not allowed with --load-state"),
+    (["--prompt-cache", os.devnull], "wanted a folder for prompts"),
+    (["--logprobs", "3"], "--logprobs: not allowed with no --json"),
+    (["--logprobs", "-1", "--json"], "found '-1'"),
+    (["--samples", "0"], "found '0', wanted a whole number, 1 or more"),
+    (["--interactive", "--json"], "--interactive: not allowed with --json"),
     (["--seed", "x"], "found 'x', wanted a whole number"),
     (["--stop", ""], "found an empty string"),
     (["--prompt-file", "/no/such/prompt"], "/no/such/prompt: no such file"),
@@ -328,6 +353,149 @@ def test_a_full_disk_is_one_clear_line():
         done = run("--bytes", 5, stdout=full)
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert b"No space left" in done.stderr
+
+
+# States, samples, grammars and conversations
+
+
+def test_a_run_that_was_saved_goes_on_as_if_it_had_never_ended(tmp_path):
+    options = ("--repetition-penalty", 1.2, "--seed", 3, "--temperature", 0.7)
+    whole = generated("--bytes", 90, *options)
+    first = generated("--bytes", 30, *options, "--save-state", tmp_path / "state")
+    state = ("--load-state", tmp_path / "state")
+    second = generated("--bytes", 60, *state)
+    assert first + second == whole
+    assert generated("--bytes", 60, *state) == second
+    assert generated("--bytes", 60, *state, "--seed", 4) != second
+    assert generated("--bytes", 60, *state, "--prompt", "JULIET:") != second
+
+
+def test_an_interrupted_run_is_saved_between_two_bytes(tmp_path):
+    options = ["--bytes", "10000000", "--save-state", str(tmp_path / "state")]
+    command = [sys.executable, str(RUNTIME / "generate.py"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            first = process.stdout.read(20)
+            process.send_signal(signal.SIGINT)
+            first += process.stdout.read()
+            assert (process.wait(timeout=60), process.stderr.read()) == (130, b"")
+        finally:
+            process.kill()
+    more = generated("--bytes", 50, "--load-state", tmp_path / "state")
+    assert generated("--bytes", len(first) + 50) == first + more
+
+
+def test_a_prompt_cache_changes_no_text(tmp_path):
+    options = ("--prompt", "ROMEO:\n" * 50, "--bytes", 60)
+    wanted = generated(*options)
+    for _ in range(2):
+        assert generated(*options, "--prompt-cache", tmp_path / "cache") == wanted
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_samples_are_the_texts_of_their_seeds():
+    lines = generated("--samples", 3, "--seed", 5, "--bytes", 40, "--json").splitlines()
+    texts = [json.loads(line) for line in lines]
+    assert [text["seed"] for text in texts] == [5, 6, 7]
+    for text in texts:
+        assert generated("--seed", text["seed"], "--bytes", 40).decode() == text["text"]
+    plain = generated("--samples", 3, "--seed", 5, "--bytes", 40).decode()
+    rows = enumerate(texts, 1)
+    assert plain == "".join(f"[{i}/3, seed {t['seed']}]\n{t['text']}\n" for i, t in rows)
+
+
+def test_log_probabilities_are_those_of_the_model(engine):
+    kind = next(k for k in engines.ENGINES if type(engine).__name__.lower().startswith(k[:5]))
+    done = json.loads(generated("--json", "--logprobs", 2, "--bytes", 20, "--engine", kind))
+    engine.reset()
+    logits = np.array(engine.feed(b"ROMEO:\n"))
+    for row in done["logprobs"]:
+        wanted = logits - np.logaddexp.reduce(logits)
+        assert row["logprob"] == pytest.approx(wanted[row["byte"]], abs=1e-5)
+        assert [byte for byte, _ in row["top"]] == list(np.argsort(-wanted)[:2])
+        assert [value for _, value in row["top"]] == pytest.approx(
+            np.sort(wanted)[:-3:-1], abs=1e-5
+        )
+        logits = np.array(engine.feed(bytes([row["byte"]])))
+    assert bytes(row["byte"] for row in done["logprobs"]).decode() == done["text"]
+    assert done["logprob_total"] == pytest.approx(sum(row["logprob"] for row in done["logprobs"]))
+
+
+def test_settings_of_the_command_line_reach_the_sampler():
+    assert b"e" not in generated("--logit-bias", "0x65=-inf", "--bytes", 300)
+    assert b"\n" in generated("--bytes", 300, "--temperature", 0)
+    assert b"\n" not in generated("--logit-bias", "10=-9", "--bytes", 300, "--temperature", 0)
+    plain = generated("--bytes", 200)
+    for option, value in (
+        ("--typical-p", 0.5),
+        ("--min-p", 0.2),
+        ("--top-k", 5),
+        ("--top-p", 0.5),
+        ("--presence-penalty", 2),
+        ("--frequency-penalty", 2),
+        ("--repetition-penalty", 2),
+    ):
+        assert generated("--bytes", 200, option, value) != plain
+
+
+def test_a_stop_expression_ends_the_text():
+    whole = generated("--bytes", 300).decode()
+    ended = generated("--bytes", 300, "--stop-regex", r"[A-Z]+:").decode()
+    assert ended == re.split(r"[A-Z]+:", whole)[0] != whole
+
+
+def test_a_grammar_holds_and_a_text_cut_short_says_so(tmp_path):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    (tmp_path / "s.json").write_text(json.dumps({**schema, "additionalProperties": False}))
+    for grammar in (tmp_path / "s.json", (tmp_path / "s.json").read_text()):
+        assert type(json.loads(generated("--grammar", grammar))["n"]) is int
+    done = run("--grammar", "[a-z]{50}", "--bytes", 20)
+    assert (done.returncode, len(done.stdout), done.stderr.count(b"\n")) == (2, 20, 1)
+    assert b"cut short, wanted more --bytes" in done.stderr
+
+
+def test_a_conversation_answers_each_line(tmp_path):
+    state = tmp_path / "state"
+    done = run("--interactive", "--bytes", 30, "--save-state", state, input=b"ROMEO:\nJULIET:\n")
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = stream.load().stream()
+    wanted = b""
+    for line in ("ROMEO:\n", "JULIET:\n"):
+        text.feed(line)
+        wanted += bytes(text.generate_bytes(30)) + b"\n"
+    assert done.stdout == wanted
+    assert generated("--bytes", 20, "--load-state", state) == bytes(text.generate_bytes(20))
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation():
+    here, there = pty.openpty()
+    command = [sys.executable, str(RUNTIME / "generate.py"), "--interactive", "--bytes", "10000000"]
+    seen = b""
+
+    def until(wanted: bytes) -> None:
+        nonlocal seen
+        while wanted not in seen:
+            assert select.select([here], [], [], 60)[0], seen
+            seen += os.read(here, 4096)
+        seen = seen.partition(wanted)[2]
+
+    with subprocess.Popen(
+        command, stdin=there, stdout=there, stderr=there, start_new_session=True
+    ) as process:
+        try:
+            for _ in range(2):
+                until(b"> ")
+                os.write(here, b"ROMEO:\n")
+                until(b"ROMEO:\r\n")  # echoed
+                until(b"e")
+                process.send_signal(signal.SIGINT)
+            until(b"\r\n> ")
+            os.write(here, b"\x04")
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            os.close(here)
+            os.close(there)
 
 
 # Installed, and carried away
