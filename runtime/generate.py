@@ -164,7 +164,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="file to continue; - is standard input",
     )
     add("--bytes", type=whole, default=500, metavar="N", help="bytes to generate")
-    sampling = parser.add_argument_group("sampling, in this order")
+    sampling = parser.add_argument_group("sampling")
     defaults = Sampling().settings()
     for name, (metavar, text) in SETTINGS.items():
         sampling.add_argument(
@@ -324,6 +324,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if saved:
         import signal
 
+        stream.save(saved)  # now rather than never: a place that cannot be written costs no text
         # Ends the text between two bytes, with a state that can be kept.
         signal.signal(signal.SIGINT, lambda *_: stream.cancel())
     if arguments.interactive:

@@ -74,11 +74,15 @@ class Grammar:
         return self._allowed[byte >> 3] >> (byte & 7) & 1 == 1
 
     def mask(self, adjust: Sequence[float] | None) -> Sequence[float] | None:
-        """`adjust` (256) with the bytes excluded that cannot follow; as it is, where all may."""
+        """`adjust` (256) with the bytes excluded that cannot follow; as it is, where the text may
+        end. Raises GrammarError where no byte is left."""
         if self.accepting:
             return adjust
         values = adjust or array("f", bytes(4 * 256))
-        return [v if self.allows(byte) else _NEVER for byte, v in enumerate(values)]
+        values = [v if self.allows(byte) else _NEVER for byte, v in enumerate(values)]
+        if max(values) == _NEVER:
+            raise GrammarError("grammar: logit_bias excludes every byte that may follow")
+        return values
 
     def consume(self, byte: int) -> bool:
         """Goes on by a byte that was drawn. False: it is none of the text, which has ended."""

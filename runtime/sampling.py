@@ -47,7 +47,7 @@ RANGES: dict[str, tuple[type, float, float, str]] = {
 
 
 class Sampling:
-    """Settings, checked; raises SamplingError. `logit_bias` adds by byte, -inf for never."""
+    """Settings, checked, and changed by `replace` only; raises SamplingError. `logit_bias` adds by byte, -inf for never."""
 
     def __init__(
         self,
@@ -97,7 +97,10 @@ class Sampling:
 
     def settings(self) -> dict[str, Any]:
         """The arguments that make an equal one."""
-        return {**{name: getattr(self, name) for name in RANGES}, "logit_bias": self.logit_bias}
+        return {
+            **{name: getattr(self, name) for name in RANGES},
+            "logit_bias": dict(self.logit_bias),
+        }
 
     def adjust(self, logits: array[float], text: bytes | bytearray) -> array[float] | None:
         """What bias and penalties add to the 256 logits after `text`; None: nothing.

@@ -147,6 +147,12 @@ def test_without_its_library_it_says_what_to_install(monkeypatch):
         parse("a")
 
 
+def test_a_bias_that_leaves_nothing_is_one_clear_error(model):
+    text = prompted(model, Grammar("regex", "ab"), logit_bias={ord("b"): float("-inf")})
+    with pytest.raises(GrammarError, match="logit_bias excludes every byte that may follow"):
+        "".join(text.generate(5))
+
+
 def test_a_schema_comes_from_a_file_too(tmp_path):
     (tmp_path / "schema.json").write_text('{"enum": ["é"]}')
     grammar = parse(str(tmp_path / "schema.json"))

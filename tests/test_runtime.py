@@ -262,6 +262,7 @@ MISTAKES = [
     (["--load-state", "/no/state"], "/no/state: no such file"),
     (["--load-state", TFLITE], "which no state of this model has"),
     (["--load-state", ROOT / "README.md"], "no TSM state"),
+    (["--save-state", "/no/state"], "/no/state: no such file or directory, wanted a file that can"),
     (["--save-state", "a", "--samples", "2"], "--save-state: not allowed with --samples"),
     (["--prompt-cache", "a", "--load-state", "b"], "--prompt-cache: not allowed with --load-state"),
     (["--prompt-cache", os.devnull], "wanted a folder for prompts"),
@@ -405,8 +406,9 @@ def test_samples_are_the_texts_of_their_seeds():
 
 
 def test_log_probabilities_are_those_of_the_model(engine):
-    kind = next(k for k in engines.ENGINES if type(engine).__name__.lower().startswith(k[:5]))
-    done = json.loads(generated("--json", "--logprobs", 2, "--bytes", 20, "--engine", kind))
+    names = {"NativeEngine": "native", "LiteRtEngine": "litert", "NumpyEngine": "onnx"}
+    chosen = (engine.artifact.path, "--engine", names[type(engine).__name__])
+    done = json.loads(generated(*chosen, "--json", "--logprobs", 2, "--bytes", 20))
     engine.reset()
     logits = np.array(engine.feed(b"ROMEO:\n"))
     for row in done["logprobs"]:
