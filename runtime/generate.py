@@ -3,9 +3,10 @@
     python runtime/generate.py                                  # the model shipped beside this file
     python runtime/generate.py MODEL.onnx --prompt "JULIET:" --bytes 1000 --temperature 0.9
     tsm-generate --prompt-file - --stop ROMEO: --json < scene.txt
+    tsm-generate --interactive --save-state evening.tsmstate
 
 Only the generated text goes to standard output, as UTF-8, as it comes. The same model, prompt,
-settings and seed give the same text on every run. This folder runs wherever it is copied, under
+settings and seed give the same text on every run. docs/generation.md has the options. This folder runs wherever it is copied, under
 Python 3.9 or newer with the compiled native/ or one interpreter: `pip install ai-edge-litert` (or
 `onnxruntime`).
 """
@@ -56,7 +57,7 @@ BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 SETTINGS = {
     "temperature": ("T", "0 always takes the likeliest byte; 1 draws as the model predicts"),
     "top_k": ("K", "draw from the K likeliest; 0: all"),
-    "typical_p": ("P", "draw from the least surprising or dull, of this total probability"),
+    "typical_p": ("P", "draw from bytes of the most usual surprise, of this total probability"),
     "top_p": ("P", "draw from the fewest bytes of this total probability"),
     "min_p": ("P", "draw from bytes of at least P times the likeliest's probability"),
     "repetition_penalty": ("R", "divide the logits of recent bytes by R"),

@@ -47,7 +47,8 @@ RANGES: dict[str, tuple[type, float, float, str]] = {
 
 
 class Sampling:
-    """Settings, checked, and changed by `replace` only; raises SamplingError. `logit_bias` adds by byte, -inf for never."""
+    """Settings, checked, and changed by `replace` only. Raises SamplingError. `logit_bias`: what to
+    add by byte, -inf for never."""
 
     def __init__(
         self,
