@@ -6,9 +6,9 @@
     tsm-generate --interactive --save-state evening.tsmstate
 
 Only the generated text goes to standard output, as UTF-8, as it comes. The same model, prompt,
-settings and seed give the same text on every run. docs/generation.md has the options. This folder runs wherever it is copied, under
-Python 3.9 or newer with the compiled native/ or one interpreter: `pip install ai-edge-litert` (or
-`onnxruntime`).
+settings and seed give the same text on every run. docs/generation.md tells of every option. This
+folder runs wherever it is copied, under Python 3.9 or newer with the compiled native/ or one
+interpreter: `pip install ai-edge-litert` (or `onnxruntime`).
 """
 
 from __future__ import annotations

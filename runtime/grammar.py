@@ -11,7 +11,6 @@ bytes does not have. Where the text can only end, it ends.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,13 +72,14 @@ class Grammar:
     def allows(self, byte: int) -> bool:
         return self._allowed[byte >> 3] >> (byte & 7) & 1 == 1
 
-    def mask(self, adjust: Sequence[float] | None) -> Sequence[float] | None:
+    def mask(self, adjust: array[float] | None) -> array[float] | None:
         """`adjust` (256) with the bytes excluded that cannot follow; as it is, where the text may
         end. Raises GrammarError where no byte is left."""
         if self.accepting:
             return adjust
         values = adjust or array("f", bytes(4 * 256))
-        values = [v if self.allows(byte) else _NEVER for byte, v in enumerate(values)]
+        masked = (v if self.allows(byte) else _NEVER for byte, v in enumerate(values))
+        values = array("f", masked)
         if max(values) == _NEVER:
             raise GrammarError("grammar: logit_bias excludes every byte that may follow")
         return values

@@ -16,6 +16,7 @@ one of its streams at a time and swaps their states, which are small, in and out
 from __future__ import annotations
 
 import re
+import time
 from _thread import allocate_lock  # threading costs a start 1 ms
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 SHIPPED_MODEL = Path(__file__).with_name("shakespeare-int8.tflite")
 EMPTY_PROMPT = b"\n"  # what is read where nothing was: the start of a line
 SNAPSHOT_BYTES = 256  # between two snapshots of a stream that can be rewound
+ASYNC_SECONDS = 0.01  # in a thread at a time: going there and back costs 0.6 ms
 _SAVED_BYTES = RECENT_BYTES + 1  # of the text: one drawn byte can be rewound after loading
 _HEADER = {"model", "position", "draws", "unread", "sampling", "grammar"}
 _OVERHEAD_BYTES = 1 << 22  # of a state file, besides what the model remembers
@@ -56,6 +58,17 @@ def load(path: str | Path = SHIPPED_MODEL, engine: str = "") -> Model:
     """Verifies the artifact and opens it; engine: one of engines.ENGINES, by default the best
     that is here. Raises ArtifactError or EngineError."""
     return Model(open_engine(open_artifact(path), engine))
+
+
+def _some(pieces: Iterator[str]) -> str | None:
+    """The next piece, and what else comes within ASYNC_SECONDS; None: nothing more."""
+    end, text = time.perf_counter() + ASYNC_SECONDS, next(pieces, None)
+    while text is not None and time.perf_counter() < end:
+        more = next(pieces, None)
+        if more is None:
+            break
+        text += more
+    return text
 
 
 class Model:
@@ -151,7 +164,7 @@ class Stream:
         logits, sampling, grammar = self.logits(), self.sampling, self.grammar
         if grammar and grammar.ended:
             return None
-        adjust: Any = sampling.adjust(logits, self._text)
+        adjust = sampling.adjust(logits, self._text)
         if grammar:
             adjust = grammar.mask(adjust)
         byte = sample.draw(
@@ -214,12 +227,13 @@ class Stream:
         stops: Sequence[str] = (),
         regexes: Sequence[str | re.Pattern[str]] = (),
     ) -> AsyncIterator[str]:
-        """`generate` in a thread of its own; a cancelled task ends it within one byte."""
+        """`generate` in a thread, whose text comes every ASYNC_SECONDS at most; a cancelled task
+        ends it within one byte."""
         import asyncio
 
         pieces = self.generate(count, stops=stops, regexes=regexes)
         while True:
-            step = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
+            step = asyncio.ensure_future(asyncio.to_thread(_some, pieces))
             try:
                 piece = await asyncio.shield(step)
             except asyncio.CancelledError:
