@@ -21,9 +21,9 @@ from pathlib import Path
 from results import append
 
 from tsm.runtime.artifact import open_artifact
-from tsm.runtime.engines import Engine, kinds, open_engine
+from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
 from tsm.runtime.sampling import Sampling
-from tsm.runtime.stream import SHIPPED_MODEL, Model
+from tsm.runtime.stream import Model
 
 ROOT = Path(__file__).parent.parent
 PROMPT = b"ROMEO:\n"

@@ -22,11 +22,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.artifact import ArtifactError
-    from tsm.runtime.engines import ENGINES, EngineError
+    from tsm.runtime.command import Parser, end, number
+    from tsm.runtime.engines import ENGINES, SHIPPED_MODEL
     from tsm.runtime.sampling import (
         RANGES,
         GrammarError,
@@ -36,10 +36,10 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
         log_probabilities,
     )
     from tsm.runtime.state import StateError
-    from tsm.runtime.stream import SHIPPED_MODEL, Model, Stream, load
+    from tsm.runtime.stream import Model, Stream, load
 else:
-    from artifact import ArtifactError
-    from engines import ENGINES, EngineError
+    from command import Parser, end, number
+    from engines import ENGINES, SHIPPED_MODEL
     from sampling import (
         RANGES,
         GrammarError,
@@ -49,10 +49,9 @@ else:
         log_probabilities,
     )
     from state import StateError
-    from stream import SHIPPED_MODEL, Model, Stream, load
+    from stream import Model, Stream, load
 
 DEFAULT_PROMPT = b"ROMEO:\n"
-BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 # By setting of Sampling: what stands for its value, and what it does.
 SETTINGS = {
     "temperature": ("T", "0 always takes the likeliest byte; 1 draws as the model predicts"),
@@ -80,24 +79,6 @@ def peak_rss_bytes() -> int | None:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # one line, where argparse adds its usage
-        self.exit(BAD_INPUT, f"{self.prog}: {message}\n")
-
-
-def _number(kind: type, low: float, high: float, wanted: str) -> Any:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:  # also false for nan
-            raise argparse.ArgumentTypeError(f"found {text!r}, wanted {wanted}")
-        return value
-
-    return parse
 
 
 def _file_bytes(path: str) -> bytes:
@@ -140,13 +121,9 @@ def _bias(text: str) -> tuple[int, float]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    whole = _number(int, 0, math.inf, "a whole number, 0 or more")
-    parser = _Parser(
-        prog="tsm-generate",
-        description="Generate text from a TSM model.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    whole = number(int, 0, math.inf, "a whole number, 0 or more")
+    parser = Parser("tsm-generate", "Generate text from a TSM model.")
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("model", nargs="?", type=Path, default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
     prompts = parser.add_mutually_exclusive_group()
@@ -170,7 +147,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, (metavar, text) in SETTINGS.items():
         sampling.add_argument(
             f"--{name.replace('_', '-')}",
-            type=_number(*RANGES[name]),
+            type=number(*RANGES[name]),
             default=argparse.SUPPRESS,  # a loaded state has its own
             metavar=metavar,
             help=f"{text} (default: {defaults[name]})",
@@ -208,14 +185,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     ):
         metavar = "DIR" if name == "--prompt-cache" else "FILE"
         states.add_argument(name, type=Path, default=argparse.SUPPRESS, metavar=metavar, help=text)
-    some = _number(int, 1, math.inf, "a whole number, 1 or more")
+    some = number(int, 1, math.inf, "a whole number, 1 or more")
     add("--samples", type=some, default=1, metavar="N", help="texts, with seeds S, S + 1, ...")
     add("--interactive", action="store_true", help="answer each line of input; Ctrl-C: enough")
     add("--engine", choices=ENGINES, default="", help="what computes; by default the best here")
     add("--json", action="store_true", help="print one JSON object a text, at its end")
     add(
         "--logprobs",
-        type=_number(int, 0, 256, "a whole number, at most 256"),
+        type=number(int, 0, 256, "a whole number, at most 256"),
         default=argparse.SUPPRESS,
         metavar="N",
         help="with --json: each byte's log-probability, and those of the N likeliest",
@@ -317,7 +294,7 @@ def _generate(stream: Stream, arguments: argparse.Namespace, started: float, hea
         _write("\n")  # what follows begins a line of its own
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     model = load(arguments.model, arguments.engine)
     started = time.perf_counter()
     stream = _open_stream(model, arguments)
@@ -352,26 +329,13 @@ def _run(arguments: argparse.Namespace) -> int:
         stream.save(saved)
     if unfinished and not saved:
         raise GrammarError("grammar: the text is cut short, wanted more --bytes")
-    return INTERRUPTED if stream.finish_reason == "cancelled" else 0
+    if stream.finish_reason == "cancelled":
+        raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-    try:
-        return _run(_arguments(argv))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (ArtifactError, EngineError, SamplingError, StateError) as error:
-        print(f"tsm-generate: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except OSError as error:  # writing: a reader that has had enough, or a full disk
-        # What is left in the buffer must not be tried, and reported, again as Python shuts down.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 0
-        print(f"tsm-generate: standard output: {error.strerror}", file=sys.stderr)
-        return BAD_INPUT
+    return end("tsm-generate", lambda: _run(_arguments(argv)), SamplingError, StateError)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def computes(spec: dict[str, Any], quantization: str) -> bool:
         quantization in BITS
         and all(spec.get(name) == value for name, value in plain.items())
         and spec["heads"] * spec["value_width"] % LANES == 0
+        and spec["width"] % 8 == 0
     )
 
 
@@ -86,6 +87,14 @@ class NativeEngine(Engine):
         if not data:
             raise EngineError("feed: no bytes, wanted at least one")
         return self._read(data, every=False)
+
+    def frequencies(self, logits: array[float]) -> array[int]:
+        """The distribution of 256 logits as an arithmetic coder wants it: 257 sums from 0 to
+        65,536, no step below 1, the same on every machine."""
+        cumulative = array("I", bytes(4 * (VOCABULARY + 1)))
+        places = (ctypes.c_void_p(a.buffer_info()[0]) for a in (logits, cumulative))
+        self._library.tsm_frequencies(*places)
+        return cumulative
 
     def get_state(self) -> dict[str, bytes]:
         return {name: bytes(value) for name, value in self._state.items()}

@@ -27,7 +27,7 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime import sampling as sample
     from tsm.runtime import state as files
     from tsm.runtime.artifact import open_artifact
-    from tsm.runtime.engines import VOCABULARY, Engine, open_engine
+    from tsm.runtime.engines import SHIPPED_MODEL, VOCABULARY, Engine, open_engine
     from tsm.runtime.sampling import RECENT_BYTES, GrammarError, Sampling, SamplingError
     from tsm.runtime.state import StateError
     from tsm.runtime.text import decode_text
@@ -35,7 +35,7 @@ else:
     import sampling as sample
     import state as files
     from artifact import open_artifact
-    from engines import VOCABULARY, Engine, open_engine
+    from engines import SHIPPED_MODEL, VOCABULARY, Engine, open_engine
     from sampling import RECENT_BYTES, GrammarError, Sampling, SamplingError
     from state import StateError
     from text import decode_text
@@ -43,7 +43,6 @@ else:
 if TYPE_CHECKING:
     from tsm.runtime.grammar import Grammar
 
-SHIPPED_MODEL = Path(__file__).with_name("shakespeare-int8.tflite")
 EMPTY_PROMPT = b"\n"  # what is read where nothing was: the start of a line
 SNAPSHOT_BYTES = 256  # between two snapshots of a stream that can be rewound
 ASYNC_SECONDS = 0.01  # in a thread at a time: going there and back costs 0.6 ms

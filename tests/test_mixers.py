@@ -168,7 +168,7 @@ def test_attention_is_pytorch_s(tokens):
 def test_rotary_scores_depend_on_distance_alone():
     random = np.random.default_rng(3)
     query, key = (np.tile(random.standard_normal((1, 1, 1, 16)), (1, 1, 40, 1)) for _ in range(2))
-    scores = attention.rotate(np_xp, query) @ attention.rotate(np_xp, key).swapaxes(-1, -2)
+    scores = attention.rotate(np_xp, query, 3) @ attention.rotate(np_xp, key, 3).swapaxes(-1, -2)
     for distance in (0, 1, 17):
         band = np.diagonal(scores[0, 0], -distance)
         assert np.ptp(band) < 1e-5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_every_kind_of_instructions_gives_the_same_bits(path):
 
 def test_pieces_of_any_length_give_the_same_bits(path):
     wanted = logits_of(native(path), TEXT)
-    for piece in (1, 3, 16, 17):
+    for piece in (1, 3, 5, 16, 17, 64, 100):
         assert np.array_equal(logits_of(native(path), TEXT, piece), wanted)
     engine = native(path)
     assert np.array_equal(engine.feed(TEXT), wanted[-1])
@@ -103,17 +104,9 @@ def test_a_state_continues_to_the_bit_and_can_be_forgotten(path):
     assert np.array_equal(logits_of(other, TEXT), wanted)
 
 
-def test_odd_widths_run_in_plain_c(tmp_path):
-    """Rows that are no multiple of four, at which the vectors' code takes them."""
-    spec = replace(SPEC, width=70, mlp_ratio=1)
-    engine = native(exported(tmp_path, spec, "int8"))
-    assert engine.simd == 0
-    wanted, _ = verify.run_oracle(spec, weights_of(spec), TEXT)
-    check("int8 artifact", logits_of(engine, TEXT), wanted, logits=True)
-
-
-def test_a_model_of_another_mixer_is_left_to_litert(tmp_path):
-    path = exported(tmp_path, replace(SPEC, mixer="mingru"), "int8")
+@pytest.mark.parametrize("other", [{"mixer": "mingru"}, {"width": 70}])
+def test_a_model_of_another_kind_is_left_to_litert(tmp_path, other):
+    path = exported(tmp_path, replace(SPEC, **other), "int8")
     assert engines.kinds(artifacts.open_artifact(path)) == ["litert"]
     with pytest.raises(engines.EngineError, match="engine native cannot run it, wanted litert"):
         engines.open_engine(artifacts.open_artifact(path), "native")
@@ -181,3 +174,15 @@ def test_a_spec_that_the_library_does_not_run_has_no_places():
         (256, 72, 2, 80, 288, 4, 5),
     ):
         assert places(*spec) == 0
+
+
+def test_frequencies_are_the_softmax_and_the_same_bits_everywhere(path):
+    engine, random = native(path), np.random.default_rng(0)
+    for spread in (0.0, 1.0, 5.0, 50.0):
+        logits = (spread * random.standard_normal(256)).astype(np.float32)
+        found = np.diff(engine.frequencies(array("f", logits)).tolist())
+        assert found.min() >= 1 and found.sum() == 1 << 16
+        wanted = np.exp(logits - logits.max(), dtype=np.float64)
+        wanted *= (65536 - 256) / wanted.sum()
+        less = np.delete(found - 1 - wanted, logits.argmax())  # which takes the rest
+        assert less.max() <= 0.02 and less.min() >= -1.02

@@ -31,6 +31,10 @@ SCRIPTS = {
     "tsm-to-tflite": "export/to_tflite.py",
     "tsm-to-onnx": "export/to_onnx.py",
     "tsm-generate": "runtime/generate.py",
+    "tsm-bench": "runtime/bench.py",
+    "tsm-score": "runtime/score.py",
+    "tsm-describe": "runtime/describe.py",
+    "tsm-compress": "runtime/compress.py",
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
@@ -171,8 +175,9 @@ def test_the_runtime_folder_starts_alone_under_every_python_here(python, tmp_pat
     shutil.copytree(ROOT / "runtime", folder, ignore=shutil.ignore_patterns("*.tflite", "*.onnx"))
     for source in folder.glob("*.py"):
         run(python, "-I", "-S", "-W", "error", "-m", "py_compile", source, env=BARE)
-    usage = run(python, "-S", "-W", "error", folder / "generate.py", "--help", env=BARE)
-    assert usage.startswith("usage: ")
+    for script in (Path(path).name for path in SCRIPTS.values() if path.startswith("runtime/")):
+        usage = run(python, "-S", "-W", "error", folder / script, "--help", env=BARE)
+        assert usage.startswith("usage: ")
 
 
 # The locks

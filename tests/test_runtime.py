@@ -353,7 +353,7 @@ def test_a_full_disk_is_one_clear_line():
     with open("/dev/full", "wb") as full:
         done = run("--bytes", 5, stdout=full)
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
-    assert b"No space left" in done.stderr
+    assert b"no space left" in done.stderr
 
 
 # States, samples, grammars and conversations
@@ -559,7 +559,7 @@ def test_without_an_interpreter_it_says_what_to_install(alone, model):
     assert b"wanted: pip install" in done.stderr
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RUNTIME.glob("[!_]*.py")))
+@pytest.mark.parametrize("name", sorted(p.name for p in RUNTIME.glob("*.py")))
 def test_every_file_imports_on_the_standard_library_alone(alone, name):
     code = f"import sys, runpy; runpy.run_path({str(RUNTIME / name)!r}); print(*sys.modules)"
     done = python("-S", "-c", code, env={"PYTHONPATH": str(RUNTIME)})

@@ -58,7 +58,7 @@ def forward(
         seen = xp.tril(xp.ones_like(scores), k=cached) * valid[:, None, None, :]
         seen = seen - xp.tril(seen, k=cached - spec.context - 1)  # the cache is a sliding window
         scores = xp.where(seen > 0, scores, xp.ones_like(scores) * -1e9)
-        mass = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+        mass = xp.exp(scores - _greatest(xp, scores))
         read = join_heads(xp, mass @ value / xp.sum(mass, axis=-1, keepdims=True))
         out = linear(xp, read, weights[f"{name}.mixer.out"]) + weights[f"{name}.mixer.out.bias"]
         x = x + dropout(out)
@@ -73,6 +73,13 @@ def forward(
         "valid": xp.expand_dims(valid[:, length:], axis=0),
         "count": state["count"] + length,
     }
+
+
+def _greatest(xp: Any, scores: Float[Array, "B H L S"]) -> Float[Array, "B H L 1"]:
+    """Its gradient is 0. PyTorch need not know: its compiled code finds it as 0/0 where it computes
+    the scores again at another precision, and the greatest one among them no more."""
+    greatest = xp.max(scores, axis=-1, keepdims=True)
+    return greatest.detach() if hasattr(greatest, "detach") else greatest
 
 
 def layer_norm(xp: Any, weights: Weights, name: str, x: Array) -> Array:

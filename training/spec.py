@@ -194,7 +194,8 @@ def _attention_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]
 
 
 def _performer_state(spec: ModelSpec, cached: int) -> dict[str, tuple[int, ...]]:
-    return {"sums": (spec.heads, spec.performer_features, spec.value_width + 1)}
+    sums = (spec.heads, spec.performer_features, spec.value_width + 1)
+    return {"sums": sums, "count": (1,)}
 
 
 def _linformer(spec: ModelSpec) -> dict[str, Weight]:

@@ -14,6 +14,12 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
+#elif defined(__aarch64__) || defined(__ARM_NEON)
+#include <arm_neon.h>
+#define NEON 1
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #endif
 
 /* The same lines compiled for wider vectors, chosen when the library is loaded. */
@@ -23,12 +29,11 @@
 #define WIDE
 #endif
 
-enum { BLOCK = 16, LANES = 16, MOST_TAPS = 8, PLAIN = 0, AVX2 = 1, VNNI = 2 };
+enum { BLOCK = 64, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 4 };
 
 typedef struct {
     const uint8_t *codes; /* (out, in): int8, or two int4 a byte, the first in the low half */
     const float *scales;  /* (out,) */
-    int32_t *sums;        /* (out,) of a row's codes, for AVX-512 */
     uint32_t out, in, bits;
 } matrix;
 
@@ -37,17 +42,34 @@ typedef struct {
     matrix in, back, up, down;
 } layer;
 
-typedef void (*product)(const matrix *, const int8_t *, const float *, uint32_t, float *);
+/* Activations of up to BLOCK tokens, quantized. */
+typedef struct {
+    const int8_t *codes; /* (count, in) */
+    float unit[BLOCK];   /* codes * unit = activation */
+    int32_t sum[BLOCK];  /* of codes */
+    uint32_t count;
+} input;
+
+/* One kind of instructions: sums of four rows from `codes` against one token, and of a panel's ROWS
+ * rows against COLUMNS tokens. Where an instruction wants unsigned codes they are raised, by 128 or
+ * 8, and that times the sum of the activations is taken off again. */
+typedef struct {
+    void (*four8)(const uint8_t *codes, const int8_t *x, uint32_t in, int32_t *sums);
+    void (*four4)(const uint8_t *codes, const int8_t *x, uint32_t in, int32_t *sums);
+    void (*tile)(const uint8_t *panel, const int8_t *packed, uint32_t in, int32_t *sums);
+    int raised;
+} kernels;
 
 struct tsm_model {
     tsm_spec spec;
     const float *embed;
     layer *layers;
     matrix head;
-    product multiply8, multiply4;
+    kernels kernels;
     int simd;
     float *x, *normal, *shifted, *projected, *read, *hidden; /* BLOCK rows each */
-    int8_t *codes;
+    int8_t *codes, *packed;
+    uint8_t *row, *panel;
 };
 
 /* Arithmetic */
@@ -56,6 +78,7 @@ struct tsm_model {
  * address. Always inlined: as arguments they would be passed as the caller's target does. */
 typedef float wide __attribute__((vector_size(4 * LANES)));
 typedef int32_t wide_int __attribute__((vector_size(4 * LANES)));
+typedef int32_t wide_int_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -78,12 +101,15 @@ INLINE float dot(const float *a, const float *b, uint32_t n) {
     return total(even + odd) + rest;
 }
 
-/* 1 / (1 + exp(-x)), to 3e-7 of its value. exp(y) for y = -|x|: 2^n times a polynomial in the rest,
- * at most ln 2 / 2 (Cephes' expf). */
-INLINE wide sigmoid(wide x) {
-    wide y = (wide)((wide_int)x | INT32_MIN);
-    wide_int negative = x < 0, small = y < -87;
-    y = (wide)(((wide_int)y & ~small) | ((wide_int)((wide){0} - 87) & small));
+INLINE wide pick(wide_int mask, wide a, wide b) {
+    return (wide)(((wide_int)a & mask) | ((wide_int)b & ~mask));
+}
+
+/* exp(-|x|) to 3e-7 of its value, exp(-87) at the least: 2^n times a polynomial in the rest, at
+ * most ln 2 / 2 (Cephes' expf). */
+INLINE wide exp_minus(wide x) {
+    wide y = (wide)((wide_int)x | INT32_MIN), least = (wide){0} - 87;
+    y = pick(y < least, least, y);
     wide_int n = __builtin_convertvector(y * 1.44269504f - 0.5f, wide_int);
     wide whole = __builtin_convertvector(n, wide);
     wide r = y - whole * 0.693359375f + whole * 2.12194440e-4f;
@@ -92,9 +118,13 @@ INLINE wide sigmoid(wide x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = (p * r * r + r + 1) * (wide)((n + 127) << 23);
-    wide above = (wide)(((wide_int)p & negative) | ((wide_int)((wide){0} + 1) & ~negative));
-    return above / (1 + p);
+    return (p * r * r + r + 1) * (wide)((n + 127) << 23);
+}
+
+/* 1 / (1 + exp(-x)) */
+INLINE wide sigmoid(wide x) {
+    wide p = exp_minus(x), one = (wide){0} + 1;
+    return pick(x < 0, p, one) / (1 + p);
 }
 
 /* sin(pi/2 y), 0 <= y <= 1, to 1e-7: the power series. */
@@ -113,23 +143,30 @@ WIDE static void normalise(const float *x, float *y, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) y[i] = x[i] * scale;
 }
 
-/* x = codes * scale, |codes| <= 127, rounded to the nearest. Returns scale. */
-WIDE static float quantize(const float *x, int8_t *codes, uint32_t n) {
+/* x = codes * unit, |codes| <= 127, rounded to the nearest. Returns unit. */
+WIDE static float quantize(const float *x, int8_t *codes, uint32_t n, int32_t *sum) {
+    wide most = {0};
     float greatest = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        float size = fabsf(x[i]);
-        greatest = size > greatest ? size : greatest;
+    int32_t found = 0;
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        wide size = (wide)(*(const wide_int_at *)(x + i) & INT32_MAX);
+        most = pick(size > most, size, most);
     }
+    for (int lane = 0; lane < LANES; lane++) greatest = most[lane] > greatest ? most[lane] : greatest;
+    for (; i < n; i++) greatest = fabsf(x[i]) > greatest ? fabsf(x[i]) : greatest;
     float steps = greatest > 1e-30f ? 127 / greatest : 0;
-    for (uint32_t i = 0; i < n; i++) {
+    for (i = 0; i < n; i++) {
         float scaled = x[i] * steps;
-        codes[i] = (int8_t)(int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f));
+        int32_t code = (int32_t)(scaled + copysignf(0.5f, scaled));
+        codes[i] = (int8_t)code;
+        found += code;
     }
+    *sum = found;
     return greatest / 127;
 }
 
-/* Products: y (count, out) = scales * (codes (out, in) x (count, in)), integers inside. A row of
- * int4 codes wants the even places of x first, then the odd ones: `split`. */
+/* Products. A row of int4 codes wants the even places of x first, then the odd ones: `split`. */
 
 static void split(int8_t *x, uint32_t n) {
     int8_t odd[n / 2];
@@ -138,51 +175,37 @@ static void split(int8_t *x, uint32_t n) {
     memcpy(x + n / 2, odd, n / 2);
 }
 
-static void plain8(const matrix *m, const int8_t *x, const float *unit, uint32_t count, float *y) {
-    for (uint32_t t = 0; t < count; t++)
-        for (uint32_t o = 0; o < m->out; o++) {
-            const int8_t *row = (const int8_t *)m->codes + (size_t)o * m->in;
-            int32_t sum = 0;
-            for (uint32_t i = 0; i < m->in; i++) sum += row[i] * x[(size_t)t * m->in + i];
-            y[(size_t)t * m->out + o] = (float)sum * (unit[t] * m->scales[o]);
-        }
+static void plain_four8(const uint8_t *codes, const int8_t *x, uint32_t n, int32_t *sums) {
+    for (int r = 0; r < 4; r++) {
+        const int8_t *row = (const int8_t *)codes + (size_t)r * n;
+        int32_t sum = 0;
+        for (uint32_t i = 0; i < n; i++) sum += row[i] * x[i];
+        sums[r] = sum;
+    }
 }
 
-static void plain4(const matrix *m, const int8_t *x, const float *unit, uint32_t count, float *y) {
-    uint32_t half = m->in / 2;
-    for (uint32_t t = 0; t < count; t++)
-        for (uint32_t o = 0; o < m->out; o++) {
-            const uint8_t *row = m->codes + (size_t)o * half;
-            const int8_t *even = x + (size_t)t * m->in, *odd = even + half;
-            int32_t sum = 0;
-            for (uint32_t i = 0; i < half; i++) {
-                int32_t first = ((row[i] & 15) ^ 8) - 8, second = ((row[i] >> 4) ^ 8) - 8;
-                sum += first * even[i] + second * odd[i];
-            }
-            y[(size_t)t * m->out + o] = (float)sum * (unit[t] * m->scales[o]);
-        }
+static void plain_four4(const uint8_t *codes, const int8_t *x, uint32_t n, int32_t *sums) {
+    for (int r = 0; r < 4; r++) {
+        const uint8_t *row = codes + (size_t)r * (n / 2);
+        int32_t sum = 0;
+        for (uint32_t i = 0; i < n / 2; i++)
+            sum += (((row[i] & 15) ^ 8) - 8) * x[i] + (((row[i] >> 4) ^ 8) - 8) * x[n / 2 + i];
+        sums[r] = sum;
+    }
+}
+
+/* Where `i` of row `r` lies in a panel: its rows stand side by side, PANEL bytes of each. */
+static inline size_t in_panel(uint32_t r, uint32_t i) {
+    return (size_t)(i / PANEL) * ROWS * PANEL + r * PANEL + i % PANEL;
+}
+
+static inline int32_t word(const uint8_t *place) {
+    int32_t value;
+    memcpy(&value, place, 4);
+    return value;
 }
 
 #ifdef X86
-/* ROWS rows against TOKENS tokens: what is loaded of either serves all of the other. */
-#define TILED(name, isa, kernel)                                                                   \
-    __attribute__((target(isa))) static void name(                                                 \
-        const matrix *m, const int8_t *x, const float *unit, uint32_t count, float *y) {           \
-        uint32_t t = 0;                                                                            \
-        for (; t + 4 <= count; t += 4)                                                             \
-            for (uint32_t o = 0; o < m->out; o += 2) kernel(2, 4)                                  \
-        for (; t < count; t++)                                                                     \
-            for (uint32_t o = 0; o < m->out; o += 4) kernel(4, 1)                                  \
-    }
-
-#define STORE(ROWS, TOKENS, totals, correction)                                                    \
-    int32_t found[ROWS][TOKENS];                                                                   \
-    for (int i = 0; i < ROWS * TOKENS; i += 4) totals(&sum[0][0] + i, &found[0][0] + i);           \
-    for (int r = 0; r < ROWS; r++)                                                                 \
-        for (int s = 0; s < TOKENS; s++)                                                           \
-            y[(size_t)(t + s) * m->out + o + r] =                                                  \
-                (float)(found[r][s] - (correction)) * (unit[t + s] * m->scales[o + r]);
-
 /* The totals of four vectors at once. */
 __attribute__((target("avx2"))) static inline void fold(__m128i a, __m128i b, __m128i c, __m128i d,
                                                         int32_t *totals) {
@@ -192,10 +215,6 @@ __attribute__((target("avx2"))) static inline void fold(__m128i a, __m128i b, __
 
 __attribute__((target("avx2"))) static inline __m128i half256(__m256i v) {
     return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-}
-
-__attribute__((target("avx2"))) static inline void totals256(const __m256i *v, int32_t *totals) {
-    fold(half256(v[0]), half256(v[1]), half256(v[2]), half256(v[3]), totals);
 }
 
 __attribute__((target("avx2"))) static inline __m256i bytes256(const void *place) {
@@ -218,117 +237,192 @@ __attribute__((target("avx2"))) static inline __m256i tail256(const void *place,
 #define WHOLE256(place) bytes256(place)
 #define TAIL256(place) tail256(place, n - i)
 
-#define AVX2_8_STEP(ROWS, TOKENS, LOAD)                                                            \
-    for (int r = 0; r < ROWS; r++)                                                                 \
-        for (int s = 0; s < TOKENS; s++)                                                           \
-            sum[r][s] = add256(sum[r][s], LOAD(w + (size_t)r * n + i), LOAD(v + (size_t)s * n + i));
-#define AVX2_8(ROWS, TOKENS)                                                                       \
+#define AVX2_8(LOAD)                                                                               \
     {                                                                                              \
-        uint32_t n = m->in, i = 0;                                                                 \
-        const uint8_t *w = m->codes + (size_t)o * n;                                               \
-        const int8_t *v = x + (size_t)t * n;                                                       \
-        __m256i sum[ROWS][TOKENS];                                                                 \
-        memset(sum, 0, sizeof sum);                                                                \
-        for (; i + 32 <= n; i += 32) AVX2_8_STEP(ROWS, TOKENS, WHOLE256)                           \
-        if (i < n) AVX2_8_STEP(ROWS, TOKENS, TAIL256)                                              \
-        STORE(ROWS, TOKENS, totals256, 0)                                                          \
+        __m256i v = LOAD(x + i);                                                                   \
+        for (int r = 0; r < 4; r++) sum[r] = add256(sum[r], LOAD(codes + (size_t)r * n + i), v);   \
     }
-#define AVX2_4_STEP(ROWS, TOKENS, LOAD)                                                            \
-    for (int r = 0; r < ROWS; r++) {                                                               \
-        __m256i both = LOAD(w + (size_t)r * n + i);                                                \
-        __m256i even = _mm256_and_si256(both, low);                                                \
-        __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);                           \
-        even = _mm256_sub_epi8(_mm256_xor_si256(even, eight), eight);                              \
-        odd = _mm256_sub_epi8(_mm256_xor_si256(odd, eight), eight);                                \
-        for (int s = 0; s < TOKENS; s++) {                                                         \
-            sum[r][s] = add256(sum[r][s], even, LOAD(v + (size_t)s * 2 * n + i));                  \
-            sum[r][s] = add256(sum[r][s], odd, LOAD(v + ((size_t)s * 2 + 1) * n + i));             \
+__attribute__((target("avx2"))) static void avx2_four8(const uint8_t *codes, const int8_t *x,
+                                                       uint32_t n, int32_t *sums) {
+    __m256i sum[4] = {0};
+    uint32_t i = 0;
+    for (; i + 32 <= n; i += 32) AVX2_8(WHOLE256)
+    if (i < n) AVX2_8(TAIL256)
+    fold(half256(sum[0]), half256(sum[1]), half256(sum[2]), half256(sum[3]), sums);
+}
+
+#define AVX2_4(LOAD)                                                                               \
+    {                                                                                              \
+        __m256i first = LOAD(x + i), second = LOAD(x + n + i);                                     \
+        for (int r = 0; r < 4; r++) {                                                              \
+            __m256i both = LOAD(codes + (size_t)r * n + i);                                        \
+            __m256i even = _mm256_and_si256(both, low);                                            \
+            __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);                       \
+            even = _mm256_sub_epi8(_mm256_xor_si256(even, eight), eight);                          \
+            odd = _mm256_sub_epi8(_mm256_xor_si256(odd, eight), eight);                            \
+            sum[r] = add256(add256(sum[r], even, first), odd, second);                             \
         }                                                                                          \
     }
-#define AVX2_4(ROWS, TOKENS)                                                                       \
-    {                                                                                              \
-        uint32_t n = m->in / 2, i = 0;                                                             \
-        const uint8_t *w = m->codes + (size_t)o * n;                                               \
-        const int8_t *v = x + (size_t)t * 2 * n;                                                   \
-        const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);                     \
-        __m256i sum[ROWS][TOKENS];                                                                 \
-        memset(sum, 0, sizeof sum);                                                                \
-        for (; i + 32 <= n; i += 32) AVX2_4_STEP(ROWS, TOKENS, WHOLE256)                           \
-        if (i < n) AVX2_4_STEP(ROWS, TOKENS, TAIL256)                                              \
-        STORE(ROWS, TOKENS, totals256, 0)                                                          \
+__attribute__((target("avx2"))) static void avx2_four4(const uint8_t *codes, const int8_t *x,
+                                                       uint32_t in, int32_t *sums) {
+    const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
+    __m256i sum[4] = {0};
+    uint32_t n = in / 2, i = 0;
+    for (; i + 32 <= n; i += 32) AVX2_4(WHOLE256)
+    if (i < n) AVX2_4(TAIL256)
+    fold(half256(sum[0]), half256(sum[1]), half256(sum[2]), half256(sum[3]), sums);
+}
+
+__attribute__((target("avx2"))) static void avx2_tile(const uint8_t *panel, const int8_t *packed,
+                                                      uint32_t n, int32_t *sums) {
+    for (int first = 0; first < ROWS; first += 4) {
+        __m256i sum[4][2] = {{{0}}};
+        for (uint32_t i = 0; i < n; i += 4) {
+            __m256i x[2] = {bytes256(packed + (size_t)i * COLUMNS),
+                            bytes256(packed + (size_t)i * COLUMNS + 32)};
+            for (int r = 0; r < 4; r++) {
+                __m256i w = _mm256_set1_epi32(word(panel + in_panel(first + r, i)));
+                for (int h = 0; h < 2; h++) sum[r][h] = add256(sum[r][h], w, x[h]);
+            }
+        }
+        memcpy(sums + first * COLUMNS, sum, sizeof sum);
     }
-TILED(avx2_8, "avx2", AVX2_8)
-TILED(avx2_4, "avx2", AVX2_4)
+}
 
 #define VNNI_TARGET "avx512f,avx512bw,avx512vl,avx512vnni"
-
-__attribute__((target(VNNI_TARGET))) static inline __m512i bytes512(const void *place) {
-    return _mm512_loadu_si512(place);
-}
 
 __attribute__((target(VNNI_TARGET))) static inline __m128i quarter512(__m512i v) {
     return half256(_mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)));
 }
 
-__attribute__((target(VNNI_TARGET))) static inline void totals512(const __m512i *v,
-                                                                  int32_t *totals) {
-    fold(quarter512(v[0]), quarter512(v[1]), quarter512(v[2]), quarter512(v[3]), totals);
-}
-
-#define WHOLE512(place) bytes512(place)
+#define WHOLE512(place) _mm512_loadu_si512(place)
 #define TAIL512(place) _mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - (n - i)), place)
-
-/* The first operand is unsigned: x + 128, whose surplus of 128 sum(row) is taken off. */
-#define VNNI_8_STEP(ROWS, TOKENS, LOAD)                                                            \
-    for (int s = 0; s < TOKENS; s++) {                                                             \
-        __m512i raised = _mm512_xor_si512(LOAD(v + (size_t)s * n + i), raise);                     \
-        for (int r = 0; r < ROWS; r++)                                                             \
-            sum[r][s] = _mm512_dpbusd_epi32(sum[r][s], raised, LOAD(w + (size_t)r * n + i));       \
-    }
-#define VNNI_8(ROWS, TOKENS)                                                                       \
+/* The first operand of dpbusd is unsigned. */
+#define VNNI_8(LOAD)                                                                               \
     {                                                                                              \
-        uint32_t n = m->in, i = 0;                                                                 \
-        const uint8_t *w = m->codes + (size_t)o * n;                                               \
-        const int8_t *v = x + (size_t)t * n;                                                       \
-        const __m512i raise = _mm512_set1_epi8((char)128);                                         \
-        __m512i sum[ROWS][TOKENS];                                                                 \
-        memset(sum, 0, sizeof sum);                                                                \
-        for (; i + 64 <= n; i += 64) VNNI_8_STEP(ROWS, TOKENS, WHOLE512)                           \
-        if (i < n) VNNI_8_STEP(ROWS, TOKENS, TAIL512)                                              \
-        STORE(ROWS, TOKENS, totals512, 128 * m->sums[o + r])                                       \
-    }
-/* Here codes + 8 is unsigned, and the surplus is 8 sum(x). */
-#define VNNI_4_STEP(ROWS, TOKENS, LOAD)                                                            \
-    for (int s = 0; s < TOKENS; s++) {                                                             \
-        __m512i even = LOAD(v + (size_t)s * 2 * n + i), odd = LOAD(v + ((size_t)s * 2 + 1) * n + i); \
-        surplus[s] = _mm512_dpbusd_epi32(surplus[s], eights, even);                                \
-        surplus[s] = _mm512_dpbusd_epi32(surplus[s], eights, odd);                                 \
-        for (int r = 0; r < ROWS; r++) {                                                           \
-            __m512i both = _mm512_xor_si512(LOAD(w + (size_t)r * n + i), flip);                    \
-            __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);                      \
-            sum[r][s] = _mm512_dpbusd_epi32(sum[r][s], _mm512_and_si512(both, low), even);         \
-            sum[r][s] = _mm512_dpbusd_epi32(sum[r][s], high, odd);                                 \
+        __m512i v = LOAD(x + i);                                                                   \
+        for (int r = 0; r < 4; r++) {                                                              \
+            __m512i w = _mm512_xor_si512(LOAD(codes + (size_t)r * n + i), flip);                   \
+            sum[r] = _mm512_dpbusd_epi32(sum[r], w, v);                                            \
         }                                                                                          \
     }
-#define VNNI_4(ROWS, TOKENS)                                                                       \
+__attribute__((target(VNNI_TARGET))) static void vnni_four8(const uint8_t *codes, const int8_t *x,
+                                                            uint32_t n, int32_t *sums) {
+    const __m512i flip = _mm512_set1_epi8((char)128);
+    __m512i sum[4] = {0};
+    uint32_t i = 0;
+    for (; i + 64 <= n; i += 64) VNNI_8(WHOLE512)
+    if (i < n) VNNI_8(TAIL512)
+    fold(quarter512(sum[0]), quarter512(sum[1]), quarter512(sum[2]), quarter512(sum[3]), sums);
+}
+
+#define VNNI_4(LOAD)                                                                               \
     {                                                                                              \
-        uint32_t n = m->in / 2, i = 0;                                                             \
-        const uint8_t *w = m->codes + (size_t)o * n;                                               \
-        const int8_t *v = x + (size_t)t * 2 * n;                                                   \
-        const __m512i low = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x88);             \
-        const __m512i eights = _mm512_set1_epi8(8);                                                \
-        __m512i sum[ROWS][TOKENS], surplus[TOKENS];                                                \
-        memset(sum, 0, sizeof sum);                                                                \
-        memset(surplus, 0, sizeof surplus);                                                        \
-        for (; i + 64 <= n; i += 64) VNNI_4_STEP(ROWS, TOKENS, WHOLE512)                           \
-        if (i < n) VNNI_4_STEP(ROWS, TOKENS, TAIL512)                                              \
-        int32_t eightfold[TOKENS];                                                                 \
-        for (int s = 0; s < TOKENS; s++) eightfold[s] = _mm512_reduce_add_epi32(surplus[s]);       \
-        STORE(ROWS, TOKENS, totals512, eightfold[s])                                               \
+        __m512i even = LOAD(x + i), odd = LOAD(x + n + i);                                         \
+        for (int r = 0; r < 4; r++) {                                                              \
+            __m512i both = _mm512_xor_si512(LOAD(codes + (size_t)r * n + i), flip);                \
+            __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);                      \
+            sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_and_si512(both, low), even);               \
+            sum[r] = _mm512_dpbusd_epi32(sum[r], high, odd);                                       \
+        }                                                                                          \
     }
-TILED(vnni_8, VNNI_TARGET, VNNI_8)
-TILED(vnni_4, VNNI_TARGET, VNNI_4)
+__attribute__((target(VNNI_TARGET))) static void vnni_four4(const uint8_t *codes, const int8_t *x,
+                                                            uint32_t in, int32_t *sums) {
+    const __m512i low = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x88);
+    __m512i sum[4] = {0};
+    uint32_t n = in / 2, i = 0;
+    for (; i + 64 <= n; i += 64) VNNI_4(WHOLE512)
+    if (i < n) VNNI_4(TAIL512)
+    fold(quarter512(sum[0]), quarter512(sum[1]), quarter512(sum[2]), quarter512(sum[3]), sums);
+}
+
+__attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
+                                                           const int8_t *packed, uint32_t n,
+                                                           int32_t *sums) {
+    __m512i sum[ROWS] = {0};
+    for (uint32_t i = 0; i < n; i += 4) {
+        __m512i x = _mm512_loadu_si512(packed + (size_t)i * COLUMNS);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++)
+            sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_set1_epi32(word(panel + in_panel(r, i))), x);
+    }
+    memcpy(sums, sum, sizeof sum);
+}
 #endif
+
+/* ROWS rows as bytes, one a code, `raised` or not; row: room for one. */
+WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *row, uint8_t *panel) {
+    uint32_t bytes = w->in * w->bits / 8;
+    uint8_t flip = raised ? 128 : 0, eight = raised ? 0 : 8;
+    for (uint32_t r = 0; r < ROWS; r++) {
+        const uint8_t *codes = w->codes + (size_t)(first + r) * bytes;
+        if (w->bits == 8)
+            for (uint32_t i = 0; i < bytes; i++) row[i] = codes[i] ^ flip;
+        else
+            for (uint32_t i = 0; i < bytes; i++) {
+                row[i] = ((codes[i] & 15) ^ 8) - eight;
+                row[bytes + i] = ((codes[i] >> 4) ^ 8) - eight;
+            }
+        for (uint32_t i = 0; i < w->in; i += PANEL) memcpy(panel + in_panel(r, i), row + i, PANEL);
+    }
+}
+
+/* COLUMNS tokens from `first` on, four places of each beside those of the others. */
+static void pack(const input *x, uint32_t first, uint32_t in, int8_t *packed) {
+    for (uint32_t t = 0; t < COLUMNS; t++)
+        for (uint32_t i = 0; i < in; i += 4)
+            if (first + t < x->count)
+                memcpy(packed + (size_t)i * COLUMNS + 4 * t,
+                       x->codes + (size_t)(first + t) * in + i, 4);
+            else
+                memset(packed + (size_t)i * COLUMNS + 4 * t, 0, 4);
+}
+
+/* y (columns, ROWS), rows `stride` apart, of the sums (ROWS, COLUMNS) of a tile. */
+WIDE static void scale(const int32_t *sums, const int32_t *sum, const float *unit, int32_t offset,
+                       const float *scales, uint32_t columns, float *y, uint32_t stride) {
+    float scaled[ROWS][COLUMNS];
+    wide_int surplus = *(const wide_int_at *)sum * offset;
+    for (uint32_t r = 0; r < ROWS; r++) {
+        wide_int exact = *(const wide_int_at *)(sums + r * COLUMNS) - surplus;
+        *(wide_at *)scaled[r] =
+            __builtin_convertvector(exact, wide) * (*(const wide_at *)unit * scales[r]);
+    }
+    for (uint32_t t = 0; t < columns; t++)
+        for (uint32_t r = 0; r < ROWS; r++) y[(size_t)t * stride + r] = scaled[r][t];
+}
+
+/* y (count, out) = scales * (codes (out, in) x input (count, in)), integers inside. */
+static void multiply(tsm_model *m, const matrix *w, const input *x, float *y) {
+    const kernels *k = &m->kernels;
+    uint32_t row = w->in * w->bits / 8;
+    int32_t offset = k->raised ? 1 << (w->bits - 1) : 0;
+    if (k->tile && x->count > FEW && w->out >= ROWS) {
+        for (uint32_t t = 0; t < x->count; t += COLUMNS)
+            pack(x, t, w->in, m->packed + (size_t)t * w->in);
+        for (uint32_t o = 0; o < w->out; o += ROWS) {
+            if (o > w->out - ROWS) o = w->out - ROWS; /* the last tile may overlap */
+            unpack(w, o, k->raised, m->row, m->panel);
+            for (uint32_t first = 0; first < x->count; first += COLUMNS) {
+                int32_t sums[ROWS][COLUMNS];
+                uint32_t left = x->count - first, columns = left < COLUMNS ? left : COLUMNS;
+                k->tile(m->panel, m->packed + (size_t)first * w->in, w->in, sums[0]);
+                scale(sums[0], x->sum + first, x->unit + first, offset, w->scales + o, columns,
+                      y + (size_t)first * w->out + o, w->out);
+            }
+        }
+        return;
+    }
+    for (uint32_t o = 0; o < w->out; o += 4)
+        for (uint32_t t = 0; t < x->count; t++) {
+            int32_t sums[4];
+            (w->bits == 8 ? k->four8 : k->four4)(w->codes + (size_t)o * row,
+                                                 x->codes + (size_t)t * w->in, w->in, sums);
+            for (uint32_t r = 0; r < 4; r++)
+                y[(size_t)t * w->out + o + r] = (float)(sums[r] - offset * x->sum[t]) *
+                                                (x->unit[t] * w->scales[o + r]);
+        }
+}
 
 /* A model */
 
@@ -339,7 +433,7 @@ static int runs(const tsm_spec *s) {
     return s->vocabulary && s->vocabulary <= 256 && s->width && s->width <= most && s->layers &&
            s->layers <= 256 && s->channels && s->channels <= most && s->channels % LANES == 0 &&
            s->mlp_width && s->mlp_width <= 4 * most && s->taps && s->taps <= MOST_TAPS &&
-           (s->bits == 8 || (s->bits == 4 && s->width % 2 == 0 && s->mlp_width % 2 == 0));
+           (s->bits == 8 || s->bits == 4) && !(s->vocabulary % 4 || s->width % 8 || s->mlp_width % 8);
 }
 
 size_t tsm_place_count(const tsm_spec *s) {
@@ -367,47 +461,31 @@ static const float *take_floats(reader *r, size_t count) {
 }
 
 static matrix take_matrix(reader *r, uint32_t out, uint32_t in, uint32_t bits) {
-    matrix m = {NULL, NULL, NULL, out, in, bits};
+    matrix m = {NULL, NULL, out, in, bits};
     m.codes = take(r, (size_t)out * in * bits / 8, 1);
     m.scales = take_floats(r, out);
     return m;
 }
 
-/* The vectors' code takes four rows at a time, and of a row four bytes. */
-static int fits(const matrix *m) { return m->in * m->bits / 8 % 4 == 0 && m->out % 4 == 0; }
-
 static void choose(tsm_model *m, int simd) {
+    const kernels plain = {plain_four8, plain_four4, NULL, 0};
+    m->kernels = plain;
+    m->simd = 0;
 #ifdef X86
-    if (simd >= VNNI && !(__builtin_cpu_supports("avx512vnni") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")))
-        simd = AVX2;
-    if (simd >= AVX2 && !__builtin_cpu_supports("avx2")) simd = PLAIN;
-    int all = fits(&m->head);
-    for (uint32_t l = 0; l < m->spec.layers; l++) {
-        const layer *own = &m->layers[l];
-        all = all && fits(&own->in) && fits(&own->back) && fits(&own->up) && fits(&own->down);
+    const kernels avx2 = {avx2_four8, avx2_four4, avx2_tile, 0};
+    const kernels vnni = {vnni_four8, vnni_four4, vnni_tile, 1};
+    if (simd >= 1 && __builtin_cpu_supports("avx2")) {
+        m->kernels = avx2;
+        m->simd = 1;
     }
-    if (!all || simd < PLAIN) simd = PLAIN;
-    if (simd > VNNI) simd = VNNI;
-    m->multiply8 = simd == VNNI ? vnni_8 : simd == AVX2 ? avx2_8 : plain8;
-    m->multiply4 = simd == VNNI ? vnni_4 : simd == AVX2 ? avx2_4 : plain4;
-    m->simd = simd;
+    if (simd >= 2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl")) {
+        m->kernels = vnni;
+        m->simd = 2;
+    }
 #else
     (void)simd;
-    m->multiply8 = plain8;
-    m->multiply4 = plain4;
-    m->simd = PLAIN;
 #endif
-}
-
-static int add_sums(matrix *m) {
-    if (m->bits != 8) return 1;
-    m->sums = calloc(m->out, sizeof *m->sums);
-    if (!m->sums) return 0;
-    for (uint32_t o = 0; o < m->out; o++)
-        for (uint32_t i = 0; i < m->in; i++)
-            m->sums[o] += ((const int8_t *)m->codes)[(size_t)o * m->in + i];
-    return 1;
 }
 
 tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
@@ -434,15 +512,6 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     if (r.bad) goto failed;
 
     choose(m, simd);
-    if (m->simd == VNNI) {
-        int enough = add_sums(&m->head);
-        for (uint32_t l = 0; l < s.layers; l++) {
-            layer *own = &m->layers[l];
-            enough = enough && add_sums(&own->in) && add_sums(&own->back) && add_sums(&own->up) &&
-                     add_sums(&own->down);
-        }
-        if (!enough) goto failed;
-    }
     uint32_t widest = s.mlp_width > s.channels ? s.mlp_width : s.channels;
     widest = widest > s.width ? widest : s.width;
     m->x = calloc((size_t)BLOCK * s.width, 4);
@@ -452,7 +521,11 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->read = calloc((size_t)BLOCK * s.channels, 4);
     m->hidden = calloc((size_t)BLOCK * s.mlp_width, 4);
     m->codes = calloc((size_t)BLOCK * widest, 1);
-    if (m->x && m->normal && m->shifted && m->projected && m->read && m->hidden && m->codes)
+    m->packed = calloc((size_t)BLOCK * widest, 1);
+    m->row = calloc(widest + PANEL, 1);
+    m->panel = calloc((size_t)ROWS * (widest + PANEL), 1);
+    if (m->x && m->normal && m->shifted && m->projected && m->read && m->hidden && m->codes &&
+        m->packed && m->row && m->panel)
         return m;
 failed:
     tsm_free(m);
@@ -461,14 +534,6 @@ failed:
 
 void tsm_free(tsm_model *m) {
     if (!m) return;
-    for (uint32_t l = 0; m->layers && l < m->spec.layers; l++) {
-        layer *own = &m->layers[l];
-        free(own->in.sums);
-        free(own->back.sums);
-        free(own->up.sums);
-        free(own->down.sums);
-    }
-    free(m->head.sums);
     free(m->layers);
     free(m->x);
     free(m->normal);
@@ -477,6 +542,9 @@ void tsm_free(tsm_model *m) {
     free(m->read);
     free(m->hidden);
     free(m->codes);
+    free(m->packed);
+    free(m->row);
+    free(m->panel);
     free(m);
 }
 
@@ -485,13 +553,13 @@ int tsm_simd(const tsm_model *m) { return m->simd; }
 /* The function, for a block of at most BLOCK tokens */
 
 static void project(tsm_model *m, const matrix *w, const float *x, uint32_t count, float *y) {
-    float unit[BLOCK];
+    input codes = {m->codes, {0}, {0}, count};
     for (uint32_t t = 0; t < count; t++) {
-        int8_t *codes = m->codes + (size_t)t * w->in;
-        unit[t] = quantize(x + (size_t)t * w->in, codes, w->in);
-        if (w->bits == 4) split(codes, w->in);
+        int8_t *own = m->codes + (size_t)t * w->in;
+        codes.unit[t] = quantize(x + (size_t)t * w->in, own, w->in, &codes.sum[t]);
+        if (w->bits == 4) split(own, w->in);
     }
-    (w->bits == 4 ? m->multiply4 : m->multiply8)(w, m->codes, unit, count, y);
+    multiply(m, w, &codes, y);
 }
 
 /* The beam splitters: state = cos(rho) state + sin(rho) value; y = state. */
@@ -587,4 +655,95 @@ int tsm_read(tsm_model *m, float *channels, float *history, const uint8_t *token
         logits += (size_t)(block - first) * s->vocabulary;
     }
     return 0;
+}
+
+/* Distributions */
+
+WIDE void tsm_frequencies(const float *logits, uint32_t *cumulative) {
+    float greatest = logits[0], weights[256];
+    uint32_t likeliest = 0, sum = 0;
+    for (uint32_t i = 1; i < 256; i++)
+        if (logits[i] > greatest) greatest = logits[likeliest = i];
+    wide sums = {0};
+    for (uint32_t i = 0; i < 256; i += LANES) {
+        wide weight = exp_minus(*(const wide_at *)(logits + i) - greatest);
+        *(wide_at *)(weights + i) = weight;
+        sums += weight;
+    }
+    float scale = (float)(TSM_FREQUENCIES - 256) / total(sums);
+    for (uint32_t i = 0; i < 256; i++) sum += cumulative[i + 1] = 1 + (uint32_t)(weights[i] * scale);
+    cumulative[likeliest + 1] += TSM_FREQUENCIES - sum; /* what rounding has left, or taken */
+    cumulative[0] = 0;
+    for (uint32_t i = 0; i < 256; i++) cumulative[i + 1] += cumulative[i];
+}
+
+/* `order`, `count` numbers below 256, by rising `keys`; equals stay as they are. */
+static void sort(const double *keys, uint8_t *order, uint32_t count) {
+    uint8_t other[256];
+    for (uint32_t run = 1; run < count; run *= 2) {
+        for (uint32_t start = 0; start < count; start += 2 * run) {
+            uint32_t middle = start + run < count ? start + run : count;
+            uint32_t end = middle + run < count ? middle + run : count;
+            for (uint32_t a = start, b = middle, i = start; i < end; i++) {
+                int first = b == end || (a < middle && keys[order[a]] <= keys[order[b]]);
+                other[i] = order[first ? a++ : b++];
+            }
+        }
+        memcpy(order, other, count);
+    }
+}
+
+/* How many of the first weights reach this share of them all together. */
+static uint32_t reaching(const double *weights, const uint8_t *order, uint32_t count, double share) {
+    double all = 0, sum = 0;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < count; i++) all += weights[order[i]];
+    do sum += weights[order[kept++]];
+    while (kept < count && sum < share * all);
+    return kept;
+}
+
+uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, uint32_t top_k,
+                 double typical_p, double top_p, double min_p, double uniform) {
+    double keys[256], powers[256], weights[256], all = 0, sum = 0;
+    uint8_t order[256];
+    uint32_t count = top_k && top_k < 256 ? top_k : 256, drawn = 0;
+    for (uint32_t i = 0; i < 256; i++) {
+        keys[i] = -((double)logits[i] + (adjust ? (double)adjust[i] : 0));
+        order[i] = (uint8_t)i;
+    }
+    sort(keys, order, 256);
+    if (temperature == 0) return order[0];
+    for (uint32_t i = 0; i < count; i++) { /* powers and weights by byte */
+        uint8_t byte = order[i];
+        powers[byte] = (keys[order[0]] - keys[byte]) / temperature;
+        weights[byte] = exp(powers[byte]);
+    }
+    while (!(weights[order[count - 1]] > 0)) count--;
+    if (typical_p < 1) { /* surprises nearest to their mean, the entropy */
+        double distances[256], entropy = 0, total = 0;
+        for (uint32_t i = 0; i < count; i++) total += weights[order[i]];
+        double log_total = log(total);
+        for (uint32_t i = 0; i < count; i++)
+            entropy += weights[order[i]] * (log_total - powers[order[i]]);
+        entropy /= total;
+        for (uint32_t i = 0; i < count; i++)
+            distances[order[i]] = fabs(log_total - powers[order[i]] - entropy);
+        uint8_t nearest[256], kept[256] = {0};
+        memcpy(nearest, order, count);
+        sort(distances, nearest, count);
+        uint32_t enough = reaching(weights, nearest, count, typical_p), left = 0;
+        for (uint32_t i = 0; i < enough; i++) kept[nearest[i]] = 1;
+        for (uint32_t i = 0; i < count; i++)
+            if (kept[order[i]]) order[left++] = order[i];
+        count = left;
+    }
+    double least = min_p * weights[order[0]];
+    if (top_p < 1) count = reaching(weights, order, count, top_p);
+    while (weights[order[count - 1]] < least) count--;
+    all = 0;
+    for (uint32_t i = 0; i < count; i++) all += weights[order[i]];
+    for (; drawn + 1 < count; drawn++)
+        if ((sum += weights[order[drawn]]) > uniform * all) break;
+    return order[drawn];
 }

@@ -15,7 +15,8 @@ extern "C" {
 
 #define TSM_VERSION 1 /* of the calls below; another library is refused */
 
-/* Widths in numbers of values, as in training/spec.py. */
+/* Widths in numbers of values, as in training/spec.py; width and mlp_width are multiples of 8,
+ * channels of 16, vocabulary of 4. */
 typedef struct {
     uint32_t vocabulary, width, layers, channels, mlp_width, taps;
     uint32_t bits; /* of the projections, 8 or 4; the head has 8 */
@@ -46,6 +47,16 @@ int tsm_simd(const tsm_model *model);
  * vocabulary is refused: -1, and nothing has changed; else 0. */
 int tsm_read(tsm_model *model, float *channels, float *history, const uint8_t *tokens, size_t count,
              float *logits, int every);
+
+/* What an arithmetic coder takes for the probabilities of 256 logits: cumulative, 257 of them, goes
+ * from 0 to TSM_FREQUENCIES, by 1 at least. The same bits on every machine. */
+#define TSM_FREQUENCIES (1 << 16)
+void tsm_frequencies(const float *logits, uint32_t *cumulative);
+
+/* Draws a byte from 256 logits as runtime/sampling.py's `draw` does, which says what the arguments
+ * mean. adjust: what to add to the logits, or NULL. */
+uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, uint32_t top_k,
+                 double typical_p, double top_p, double min_p, double uniform);
 
 #ifdef __cplusplus
 }

@@ -35,8 +35,7 @@ def attention(
     key, value = (xp.concat([state[n], v], axis=2) for n, v in (("keys", key), ("values", value)))
     valid = xp.concat([state["valid"], xp.ones_like(x[:, :, 0])], axis=1)  # (B, cached+L)
     made = {"keys": key[:, :, length:], "values": value[:, :, length:], "valid": valid[:, length:]}
-    turned = rotate(xp, key)
-    query = rotate(xp, query, turned)
+    query, turned = rotate(xp, query, cached), rotate(xp, key, 0)
     if spec.fused and cached == 0 and length <= spec.context + 1:
         read = fused_read(query, turned, value)
         return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), made
@@ -68,11 +67,10 @@ def project(
     return rms_norm(xp, query), rms_norm(xp, key), value
 
 
-def rotate(xp: Any, x: Float[Array, "B H L K"], last_of: Array | None = None) -> Array:
-    """Each pair of values turned by its token's place; the last place is that of `last_of`'s."""
+def rotate(xp: Any, x: Array, start: Any) -> Array:
+    """Each pair of values turned by its token's place, the first of which is `start`."""
     length, half = x.shape[2], x.shape[3] // 2
-    offset = 0 if last_of is None else last_of.shape[2] - length
-    place = positions(xp, x, length) + offset  # (L,)
+    place = positions(xp, x, length) + start  # (L,)
     pair = positions(xp, x, half)
     angle = place[:, None] * xp.exp(pair * (-math.log(ROPE_BASE) / half))  # (L, K/2)
     cos, sin = xp.cos(angle), xp.sin(angle)
