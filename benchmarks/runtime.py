@@ -20,9 +20,10 @@ from pathlib import Path
 
 from results import append
 
-from tsm.runtime import generate
 from tsm.runtime.artifact import open_artifact
-from tsm.runtime.engines import Engine, kinds, open_engine
+from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
+from tsm.runtime.sampling import Sampling
+from tsm.runtime.stream import Model
 
 ROOT = Path(__file__).parent.parent
 PROMPT = b"ROMEO:\n"
@@ -34,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("artifact", nargs="?", type=Path, default=generate.SHIPPED_MODEL)
+    parser.add_argument("artifact", nargs="?", type=Path, default=SHIPPED_MODEL)
     path = parser.parse_args().artifact
     artifact = open_artifact(path)
     engines = {kind: open_engine(artifact, kind) for kind in kinds(artifact)}
@@ -61,7 +62,9 @@ def main() -> int:
 
 def _seconds(engine: Engine, seed: int) -> float:
     started = time.perf_counter()
-    for _ in generate.generate_bytes(engine, PROMPT, TURN_BYTES, seed=seed):
+    stream = Model(engine).stream(Sampling(seed=seed))
+    stream.feed(PROMPT)
+    for _ in stream.generate_bytes(TURN_BYTES):
         pass
     return time.perf_counter() - started
 

@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import Artifact, open_artifact
-    from tsm.runtime.command import SHIPPED_MODEL, CommandError, Parser, end, number, progress
-    from tsm.runtime.engines import ENGINES, Engine, kinds, open_engine
+    from tsm.runtime.command import CommandError, Parser, end, number, progress
+    from tsm.runtime.engines import ENGINES, SHIPPED_MODEL, Engine, kinds, open_engine
 else:
     from artifact import Artifact, open_artifact
-    from command import SHIPPED_MODEL, CommandError, Parser, end, number, progress
-    from engines import ENGINES, Engine, kinds, open_engine
+    from command import CommandError, Parser, end, number, progress
+    from engines import ENGINES, SHIPPED_MODEL, Engine, kinds, open_engine
 
 GENERATE = Path(__file__).with_name("generate.py")
 POWERCAP = Path("/sys/class/powercap")

@@ -18,7 +18,6 @@ else:
     from artifact import ArtifactError
     from engines import EngineError
 
-SHIPPED_MODEL = Path(__file__).with_name("shakespeare-int8.tflite")
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 T = TypeVar("T")
 
@@ -57,16 +56,17 @@ def number(kind: type, low: float, high: float, wanted: str) -> Callable[[str], 
     return parse
 
 
-def end(prog: str, work: Callable[[], None]) -> int:
-    """Does the work and returns the exit code: 0, 2 after one line about bad input, 130 for
-    Ctrl-C. A reader that has had enough of standard output is no mistake."""
+def end(prog: str, work: Callable[[], None], *errors: type[Exception]) -> int:
+    """Does the work and returns the exit code: 0, 2 after one line about bad input (`errors` are
+    those of the work's own), 130 for Ctrl-C. A reader that has had enough of standard output is no
+    mistake."""
     try:
         work()
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ArtifactError, CommandError, EngineError) as error:
+    except (ArtifactError, CommandError, EngineError, *errors) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:

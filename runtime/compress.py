@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import open_artifact
     from tsm.runtime.command import (
-        SHIPPED_MODEL,
         CommandError,
         Parser,
         end,
@@ -41,13 +40,13 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
         watched,
         written,
     )
-    from tsm.runtime.engines import EngineError, kinds
+    from tsm.runtime.engines import SHIPPED_MODEL, EngineError, kinds
     from tsm.runtime.native_engine import NativeEngine
     from tsm.runtime.score import predicted
 else:
     from artifact import open_artifact
-    from command import SHIPPED_MODEL, CommandError, Parser, end, opened, watched, written
-    from engines import EngineError, kinds
+    from command import CommandError, Parser, end, opened, watched, written
+    from engines import SHIPPED_MODEL, EngineError, kinds
     from native_engine import NativeEngine
     from score import predicted
 

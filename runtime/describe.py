@@ -27,13 +27,13 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
         Artifact,
         open_artifact,
     )
-    from tsm.runtime.command import SHIPPED_MODEL, Parser, end
-    from tsm.runtime.engines import kinds
+    from tsm.runtime.command import Parser, end
+    from tsm.runtime.engines import SHIPPED_MODEL, kinds
     from tsm.runtime.native_engine import BITS
 else:
     from artifact import FORMAT_VERSION, JSON_BYTES_LIMIT, MARKER, Artifact, open_artifact
-    from command import SHIPPED_MODEL, Parser, end
-    from engines import kinds
+    from command import Parser, end
+    from engines import SHIPPED_MODEL, kinds
     from native_engine import BITS
 
 FLOAT_BYTES = 4

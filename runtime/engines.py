@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tsm.runtime.artifact import Artifact
 
+SHIPPED_MODEL = Path(__file__).with_name("shakespeare-int8.tflite")
 VOCABULARY = 256  # tokens are bytes
 _FLOAT_BYTES = 4
 

@@ -3,105 +3,68 @@
     python runtime/generate.py                                  # the model shipped beside this file
     python runtime/generate.py MODEL.onnx --prompt "JULIET:" --bytes 1000 --temperature 0.9
     tsm-generate --prompt-file - --stop ROMEO: --json < scene.txt
+    tsm-generate --interactive --save-state evening.tsmstate
 
 Only the generated text goes to standard output, as UTF-8, as it comes. The same model, prompt,
-settings and seed give the same text on every run. This folder runs wherever it is copied, under
-Python 3.9 or newer with the compiled native/ or one interpreter: `pip install ai-edge-litert` (or
-`onnxruntime`).
+settings and seed give the same text on every run. docs/generation.md tells of every option. This
+folder runs wherever it is copied, under Python 3.9 or newer with the compiled native/ or one
+interpreter: `pip install ai-edge-litert` (or `onnxruntime`).
 """
 
 from __future__ import annotations
 
 import argparse
-import codecs
 import json
 import math
 import os
+import re
 import sys
 import time
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.artifact import ArtifactError, open_artifact
-    from tsm.runtime.engines import ENGINES, Engine, EngineError, open_engine
-else:
-    from artifact import ArtifactError, open_artifact
-    from engines import ENGINES, Engine, EngineError, open_engine
-
-SHIPPED_MODEL = Path(__file__).with_name("shakespeare-int8.tflite")
-EMPTY_PROMPT = b"\n"  # what is read when the prompt is empty: the start of a line
-BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
-
-
-def load(path: str | Path = SHIPPED_MODEL, engine: str = "") -> Engine:
-    """Verifies the artifact and opens it; engine: one of ENGINES, by default the best that is
-    here. Raises ArtifactError or EngineError."""
-    return open_engine(open_artifact(path), engine)
-
-
-def sample(
-    logits: Sequence[float], random: Random, temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> int:
-    """Draws a byte. Temperature 0 takes the likeliest; `top_k` keeps that many bytes (0: all),
-    and `top_p` then the fewest whose probabilities reach it together."""
-    if temperature == 0:
-        return max(range(len(logits)), key=logits.__getitem__)
-    kept = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[: top_k or None]
-    best = logits[kept[0]]
-    sums = list(accumulate(math.exp((logits[i] - best) / temperature) for i in kept))
-    if top_p < 1:
-        last = next(i for i, total in enumerate(sums) if total >= top_p * sums[-1])
-        del sums[last + 1 :]
-    return kept[min(bisect_right(sums, random.random() * sums[-1]), len(sums) - 1)]
-
-
-def generate_bytes(
-    engine: Engine,
-    prompt: bytes,
-    count: int,
-    *,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-) -> Iterator[int]:
-    """Reads the prompt and yields `count` bytes, one as soon as it is drawn."""
-    random = Random(seed)
-    data = prompt or EMPTY_PROMPT
-    for _ in range(count):
-        byte = sample(engine.feed(data), random, temperature, top_k, top_p)
-        yield byte
-        data = bytes([byte])
-
-
-def decode_text(source: Iterable[int], stops: Sequence[str] = ()) -> Iterator[str]:
-    """Bytes to text as it comes: never part of a character, nor any of a stop string, before
-    which the text ends. Bytes that are not UTF-8 become U+FFFD."""
-    decoder, held = codecs.getincrementaldecoder("utf-8")("replace"), ""
-    for byte in source:
-        held += decoder.decode(bytes([byte]))
-        found = [at for at in map(held.find, stops) if at >= 0]
-        if found:
-            yield held[: min(found)]
-            return
-        safe = len(held) - _stop_begun(held, stops)
-        if safe:
-            yield held[:safe]
-            held = held[safe:]
-    yield held + decoder.decode(b"", final=True)
-
-
-def _stop_begun(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may turn out to begin a stop string."""
-    longest = min(len(text), max(map(len, stops), default=1) - 1)
-    return next(
-        (n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stops)), 0
+    from tsm.runtime.command import Parser, end, number
+    from tsm.runtime.engines import ENGINES, SHIPPED_MODEL
+    from tsm.runtime.sampling import (
+        RANGES,
+        GrammarError,
+        Sampling,
+        SamplingError,
+        checked_bias,
+        log_probabilities,
     )
+    from tsm.runtime.state import StateError
+    from tsm.runtime.stream import Model, Stream, load
+else:
+    from command import Parser, end, number
+    from engines import ENGINES, SHIPPED_MODEL
+    from sampling import (
+        RANGES,
+        GrammarError,
+        Sampling,
+        SamplingError,
+        checked_bias,
+        log_probabilities,
+    )
+    from state import StateError
+    from stream import Model, Stream, load
+
+DEFAULT_PROMPT = b"ROMEO:\n"
+# By setting of Sampling: what stands for its value, and what it does.
+SETTINGS = {
+    "temperature": ("T", "0 always takes the likeliest byte; 1 draws as the model predicts"),
+    "top_k": ("K", "draw from the K likeliest; 0: all"),
+    "typical_p": ("P", "draw from bytes of the most usual surprise, of this total probability"),
+    "top_p": ("P", "draw from the fewest bytes of this total probability"),
+    "min_p": ("P", "draw from bytes of at least P times the likeliest's probability"),
+    "repetition_penalty": ("R", "divide the logits of recent bytes by R"),
+    "presence_penalty": ("A", "lower the logits of recent bytes by A"),
+    "frequency_penalty": ("A", "lower the logits of recent bytes by A for each time they came"),
+    "penalty_window": ("N", "how many bytes are recent, prompt included"),
+    "seed": ("S", "same seed, same text"),
+}
 
 
 def peak_rss_bytes() -> int | None:
@@ -118,24 +81,6 @@ def peak_rss_bytes() -> int | None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # one line, where argparse adds its usage
-        self.exit(BAD_INPUT, f"{self.prog}: {message}\n")
-
-
-def _number(kind: type, low: float, high: float, wanted: str) -> Any:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:  # also false for nan
-            raise argparse.ArgumentTypeError(f"found {text!r}, wanted {wanted}")
-        return value
-
-    return parse
-
-
 def _file_bytes(path: str) -> bytes:
     try:
         return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
@@ -150,22 +95,43 @@ def _stop(text: str) -> str:
     return text
 
 
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        regex = re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, wanted an expression ({error})"
+        ) from None
+    if regex.match(""):
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted one that no empty text matches")
+    return regex
+
+
+def _bias(text: str) -> tuple[int, float]:
+    left, _, right = text.rpartition("=")
+    try:
+        byte, value = int(left, 0), float(right)
+        checked_bias(byte, value)
+    except SamplingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        wanted = "BYTE=VALUE, as in 10=-2 or 0x0A=-inf"
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted {wanted}") from None
+    return byte, value
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    whole = _number(int, 0, math.inf, "a whole number, 0 or more")
-    parser = _Parser(
-        prog="tsm-generate",
-        description="Generate text from a TSM model.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    whole = number(int, 0, math.inf, "a whole number, 0 or more")
+    parser = Parser("tsm-generate", "Generate text from a TSM model.")
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("model", nargs="?", type=Path, default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
         "--prompt",
         type=os.fsencode,  # the very bytes typed, in any locale
-        default="ROMEO:\n",
-        help="text to continue",
+        default=argparse.SUPPRESS,
+        help=f"text to continue (default: {DEFAULT_PROMPT.decode()!r})",
     )
     prompts.add_argument(
         "--prompt-file",
@@ -176,27 +142,75 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="file to continue; - is standard input",
     )
     add("--bytes", type=whole, default=500, metavar="N", help="bytes to generate")
-    add(
-        "--temperature",
-        type=_number(float, 0, sys.float_info.max, "a finite number, 0 or more"),
-        default=0.8,
-        metavar="T",
-        help="0 always takes the likeliest byte; 1 draws as the model predicts",
+    sampling = parser.add_argument_group("sampling")
+    defaults = Sampling().settings()
+    for name, (metavar, text) in SETTINGS.items():
+        sampling.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=number(*RANGES[name]),
+            default=argparse.SUPPRESS,  # a loaded state has its own
+            metavar=metavar,
+            help=f"{text} (default: {defaults[name]})",
+        )
+    sampling.add_argument(
+        "--logit-bias",
+        type=_bias,
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="BYTE=VALUE",
+        help="add to the logit of a byte, before all else; -inf: never; repeatable",
     )
-    add("--top-k", type=whole, default=0, metavar="K", help="draw from the K likeliest; 0: all")
-    add(
-        "--top-p",
-        type=_number(float, sys.float_info.min, 1, "a number above 0, at most 1"),
-        default=1.0,
-        metavar="P",
-        help="draw from the fewest bytes of this total probability",
+    ends = parser.add_argument_group("where it ends")
+    ends.add_argument(
+        "--stop", type=_stop, action="append", default=[], help="end before it; repeatable"
     )
-    seeds = _number(int, -math.inf, math.inf, "a whole number")
-    add("--seed", type=seeds, default=0, metavar="S", help="same seed, same text")
-    add("--stop", type=_stop, action="append", default=[], help="end before it; repeatable")
+    ends.add_argument(
+        "--stop-regex",
+        type=_regex,
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="end before a match, of up to 256 characters; repeatable",
+    )
+    ends.add_argument(
+        "--grammar",
+        default="",
+        help="a regular expression, a JSON Schema or a .json file with one, which the text matches",
+    )
+    states = parser.add_argument_group("states")
+    for name, text in (
+        ("--save-state", "keep there all that goes on from the end"),
+        ("--load-state", "go on from it, with its settings where none are given"),
+        ("--prompt-cache", "keep what was read of prompts there, and do not read it again"),
+    ):
+        metavar = "DIR" if name == "--prompt-cache" else "FILE"
+        states.add_argument(name, type=Path, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    some = number(int, 1, math.inf, "a whole number, 1 or more")
+    add("--samples", type=some, default=1, metavar="N", help="texts, with seeds S, S + 1, ...")
+    add("--interactive", action="store_true", help="answer each line of input; Ctrl-C: enough")
     add("--engine", choices=ENGINES, default="", help="what computes; by default the best here")
-    add("--json", action="store_true", help="print one JSON object, at the end")
-    return parser.parse_args(argv)
+    add("--json", action="store_true", help="print one JSON object a text, at its end")
+    add(
+        "--logprobs",
+        type=number(int, 0, 256, "a whole number, at most 256"),
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="with --json: each byte's log-probability, and those of the N likeliest",
+    )
+    arguments = parser.parse_args(argv)
+    for name, other, clash in (
+        ("--logprobs", "no --json", not arguments.json),
+        ("--interactive", "--json", arguments.json),
+        ("--interactive", "--samples", arguments.samples > 1),
+        ("--save-state", "--samples", arguments.samples > 1),
+        ("--prompt-cache", "--load-state", "load_state" in arguments),
+    ):
+        if clash and getattr(arguments, name[2:].replace("-", "_"), False) is not False:
+            parser.error(f"argument {name}: not allowed with {other}")
+    if "prompt" not in arguments:
+        goes_on = arguments.interactive or "load_state" in arguments
+        arguments.prompt = b"" if goes_on else DEFAULT_PROMPT
+    return arguments
 
 
 def _write(text: str) -> None:
@@ -204,64 +218,124 @@ def _write(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    engine = load(arguments.model, arguments.engine)
-    started = time.perf_counter()
-    count = 0
+def _open_stream(model: Model, arguments: argparse.Namespace) -> Stream:
+    """The stream that the arguments ask for, its prompt read."""
+    given = vars(arguments)
+    settings = {name: given[name] for name in SETTINGS if name in given}
+    if "logit_bias" in given:
+        settings["logit_bias"] = dict(given["logit_bias"])
+    grammar = None
+    if arguments.grammar:
+        if TYPE_CHECKING or __package__:
+            from tsm.runtime.grammar import parse
+        else:
+            from grammar import parse
+        grammar = parse(arguments.grammar)
+    if "prompt_cache" in given:
+        if TYPE_CHECKING or __package__:
+            from tsm.runtime.prompt_cache import read_prompt
+        else:
+            from prompt_cache import read_prompt
+        stream = read_prompt(model, arguments.prompt, given["prompt_cache"])
+    else:
+        old = given.get("load_state")
+        stream = model.load_stream(old) if old else model.stream()
+        stream.feed(arguments.prompt)
+    stream.sampling = stream.sampling.replace(**settings)
+    stream.grammar = grammar or stream.grammar
+    return stream
 
-    def counted() -> Iterator[int]:
-        nonlocal count
-        for byte in generate_bytes(
-            engine,
-            arguments.prompt,
-            arguments.bytes,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            seed=arguments.seed,
-        ):
-            count += 1
-            yield byte
 
-    pieces = decode_text(counted(), arguments.stop)
-    if not arguments.json:
-        for piece in pieces:
-            _write(piece)
-        if sys.stdout.isatty():
-            _write("\n")  # the shell's prompt begins a line of its own
-        return
+def _report(
+    stream: Stream, arguments: argparse.Namespace, pieces: Iterator[str], started: float
+) -> dict[str, Any]:
+    """Joins the pieces, and says of them what there is to say."""
+    before = stream.draws
     text = "".join(pieces)
-    seconds = time.perf_counter() - started
-    report = {
+    seconds, count = time.perf_counter() - started, stream.draws - before
+    return {
         "text": text,
         "bytes": count,
+        "finish_reason": stream.finish_reason,
         "prompt": arguments.prompt.decode("utf-8", "replace"),
-        "seed": arguments.seed,
+        "seed": stream.sampling.seed,
         "seconds": seconds,  # reading the prompt and generating; not loading
         "bytes_per_second": count / seconds,
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    _write(json.dumps(report) + "\n")
+
+
+def _generate(stream: Stream, arguments: argparse.Namespace, started: float, heading: str) -> None:
+    """Writes one text, or its report."""
+    wanted, rows = getattr(arguments, "logprobs", None), []
+
+    def observe(byte: int) -> None:
+        values = log_probabilities(stream.drawn_from())
+        likeliest = sorted(range(256), key=values.__getitem__, reverse=True)[:wanted]
+        top = [[other, values[other]] for other in likeliest]
+        rows.append({"byte": byte, "logprob": values[byte], "top": top})
+
+    pieces = stream.generate(
+        arguments.bytes,
+        stops=arguments.stop,
+        regexes=arguments.stop_regex,
+        observe=None if wanted is None else observe,
+    )
+    if arguments.json:
+        report = _report(stream, arguments, pieces, started)
+        if wanted is not None:
+            report.update(logprobs=rows, logprob_total=math.fsum(r["logprob"] for r in rows))
+        _write(json.dumps(report) + "\n")
+        return
+    _write(heading)
+    for piece in pieces:
+        _write(piece)
+    if heading or sys.stdout.isatty():
+        _write("\n")  # what follows begins a line of its own
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    model = load(arguments.model, arguments.engine)
+    started = time.perf_counter()
+    stream = _open_stream(model, arguments)
+    saved, unfinished = getattr(arguments, "save_state", None), False
+    if saved:
+        import signal
+
+        stream.save(saved)  # now rather than never: a place that cannot be written costs no text
+        # Ends the text between two bytes, with a state that can be kept.
+        signal.signal(signal.SIGINT, lambda *_: stream.cancel())
+    if arguments.interactive:
+        if TYPE_CHECKING or __package__:
+            from tsm.runtime.interactive import converse
+        else:
+            from interactive import converse
+        stop = {"stops": arguments.stop, "regexes": arguments.stop_regex}
+        converse(stream, _write, count=arguments.bytes, **stop)
+    else:
+        seed = stream.sampling.seed
+        for index in range(arguments.samples):
+            one = stream
+            if arguments.samples > 1:
+                one = stream.fork()
+                one.sampling = one.sampling.replace(seed=seed + index)
+            texts = arguments.samples
+            heading = f"[{index + 1}/{texts}, seed {one.sampling.seed}]\n" if texts > 1 else ""
+            _generate(one, arguments, started, heading)
+            started = time.perf_counter()
+            if one.finish_reason == "length" and one.grammar and not one.grammar.accepting:
+                unfinished = True
+    if saved:
+        stream.save(saved)
+    if unfinished and not saved:
+        raise GrammarError("grammar: the text is cut short, wanted more --bytes")
+    if stream.finish_reason == "cancelled":
+        raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-    try:
-        _run(_arguments(argv))
-        return 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (ArtifactError, EngineError) as error:
-        print(f"tsm-generate: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except OSError as error:  # writing: a reader that has had enough, or a full disk
-        # What is left in the buffer must not be tried, and reported, again as Python shuts down.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 0
-        print(f"tsm-generate: standard output: {error.strerror}", file=sys.stderr)
-        return BAD_INPUT
+    return end("tsm-generate", lambda: _run(_arguments(argv)), SamplingError, StateError)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import pty
 import random
+import re
+import select
 import shutil
 import signal
 import subprocess
@@ -20,7 +23,7 @@ import ai_edge_litert
 import numpy as np
 import pytest
 
-from tsm.runtime import artifact, engines, generate
+from tsm.runtime import artifact, engines, generate, stream
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
@@ -60,7 +63,8 @@ def generated(*arguments: object, **settings) -> bytes:
 
 @pytest.fixture(scope="session", params=engines.ENGINES)
 def engine(request) -> engines.Engine:
-    return generate.load(ONNX if request.param == "onnx" else TFLITE, request.param)
+    path = ONNX if request.param == "onnx" else TFLITE
+    return stream.load(path, request.param).engine
 
 
 # Artifacts
@@ -130,9 +134,9 @@ def test_a_damaged_artifact_is_refused_before_any_interpreter(
 
     path = tmp_path / "model.tflite"
     path.write_bytes(damaged(kind))
-    monkeypatch.setattr(generate, "open_engine", opened)
+    monkeypatch.setattr(stream, "open_engine", opened)
     with pytest.raises(artifact.ArtifactError, match=says):
-        generate.load(path)
+        stream.load(path)
 
 
 def test_metadata_is_exactly_what_the_format_says():
@@ -153,55 +157,7 @@ def test_verifying_a_large_file_takes_little_memory(tmp_path):
     assert peak_bytes < 5 * PIECE
 
 
-# Text
-
-
-@pytest.mark.parametrize(
-    "text", ["plain", "naïve café", "Ὀδύσσεια", "日本語", "😀🏽‍🚀", "a\u0000b"]
-)
-def test_text_comes_in_whole_characters_at_once(text):
-    fed, come = bytearray(), ""
-    source = (fed.append(byte) or byte for byte in text.encode())
-    for piece in generate.decode_text(source):
-        come += piece
-        assert come == fed.decode(errors="ignore")  # whole, and not late
-    assert come == text
-
-
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        ("日".encode()[:2], "\ufffd"),
-        (b"ab\xe6\x97", "ab\ufffd"),
-        (b"\xffa", "\ufffda"),
-        (b"\xe6a\x97", "\ufffda\ufffd"),
-        (b"", ""),
-    ],
-)
-def test_bytes_that_are_not_utf8_are_replaced(data, text):
-    assert "".join(generate.decode_text(data)) == text
-
-
-def test_no_part_of_a_stop_string_is_ever_printed():
-    draw = random.Random(0)
-    stopped = 0
-    for _ in range(3000):
-        text = "".join(draw.choices("abé", k=draw.randrange(12)))
-        stops = [
-            "".join(draw.choices("abé", k=draw.randint(1, 4))) for _ in range(draw.randrange(4))
-        ]
-        wanted = text
-        for end in range(len(text) + 1):  # the first stop to be complete ends the text
-            found = [text[:end].find(stop) for stop in stops if stop in text[:end]]
-            if found:
-                wanted, stopped = text[: min(found)], stopped + 1
-                break
-        assert "".join(generate.decode_text(text.encode(), stops)) == wanted, (text, stops)
-    assert stopped > 500
-
-
-def test_stop_strings_hold_back_no_more_than_they_must():
-    assert list(generate.decode_text(b"abcxabd", ["abd"])) == ["abc", "x", ""]
+# Ends
 
 
 def test_generation_ends_at_a_stop_string():
@@ -213,51 +169,7 @@ def test_generation_ends_at_a_stop_string():
     )
 
 
-# Sampling
-
-PROBABILITIES = [0.05, 0.5, 0.15, 0.3]
-LOGITS = [3 + math.log(p) for p in PROBABILITIES]
-
-
-def drawn(count: int = 20_000, logits: list[float] = LOGITS, **settings) -> list[float]:
-    """How often each byte comes."""
-    source = random.Random(1)
-    bytes_drawn = [generate.sample(logits, source, **settings) for _ in range(count)]
-    return [bytes_drawn.count(byte) / count for byte in range(len(logits))]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": 0},
-        {"temperature": 1, "top_k": 1},
-        {"temperature": 1, "top_p": 1e-9},
-        {"temperature": 1e-300},
-    ],
-)
-def test_greedy_takes_the_likeliest_byte_and_the_first_of_equals(settings):
-    assert drawn(50, **settings) == [0, 1, 0, 0]
-    assert drawn(50, [1.0, 2.0, 2.0], **{**settings, "temperature": 0}) == [0, 1, 0]
-
-
-@pytest.mark.parametrize(
-    ("settings", "weights"),
-    [
-        ({"temperature": 1}, PROBABILITIES),
-        ({"temperature": 0.5}, [p**2 for p in PROBABILITIES]),
-        ({"temperature": 2}, [p**0.5 for p in PROBABILITIES]),
-        ({"temperature": 1, "top_k": 2}, [0, 0.5, 0, 0.3]),
-        ({"temperature": 1, "top_k": 99}, PROBABILITIES),
-        ({"temperature": 1, "top_p": 0.79}, [0, 0.5, 0, 0.3]),
-        ({"temperature": 1, "top_p": 0.81}, [0, 0.5, 0.15, 0.3]),
-        ({"temperature": 1, "top_k": 3, "top_p": 0.51}, [0, 0.5, 0, 0]),  # 0.5 / 0.95 > 0.51
-    ],
-)
-def test_sampling_follows_the_distribution(settings, weights):
-    count = 20_000
-    for found, weight in zip(drawn(count, **settings), weights, strict=True):
-        wanted = weight / sum(weights)
-        assert abs(found - wanted) <= 4.5 * math.sqrt(wanted * (1 - wanted) / count)
+# Seeds
 
 
 def test_the_same_seed_gives_the_same_text_on_every_run():
@@ -311,7 +223,7 @@ def test_a_state_of_another_shape_and_an_empty_feed_are_refused(engine):
 def test_tflite_and_onnx_are_the_same_model():
     rows = []
     for path in (TFLITE, ONNX):
-        logits = np.array(generate.load(path).logits_of(TEXT)).reshape(len(TEXT), -1)
+        logits = np.array(stream.load(path).engine.logits_of(TEXT)).reshape(len(TEXT), -1)
         logits -= logits.max(axis=1, keepdims=True)
         rows.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
     nats = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(axis=1).mean()
@@ -335,6 +247,29 @@ MISTAKES = [
     (["--top-p", "0"], "found '0', wanted a number above 0, at most 1"),
     (["--top-p", "1.01"], "found '1.01'"),
     (["--top-p", "nan"], "found 'nan'"),
+    (["--min-p", "1.5"], "found '1.5', wanted a number from 0 to 1"),
+    (["--typical-p", "0"], "found '0'"),
+    (["--repetition-penalty", "0"], "found '0', wanted a number from 0.01 to 100"),
+    (["--presence-penalty", "inf"], "found 'inf'"),
+    (["--penalty-window", "5000"], "wanted a whole number, at most 4096"),
+    (["--logit-bias", "a=1"], "found 'a=1', wanted BYTE=VALUE"),
+    (["--logit-bias", "256=1"], "found byte 256, wanted 0 to 255"),
+    (["--logit-bias", "10=nan"], "found nan"),
+    (["--stop-regex", "("], "found '(', wanted an expression"),
+    (["--stop-regex", "a*"], "wanted one that no empty text matches"),
+    (["--grammar", "("], "grammar: '(' cannot be used"),
+    (["--grammar", "/no/schema.json"], "/no/schema.json: no such file"),
+    (["--load-state", "/no/state"], "/no/state: no such file"),
+    (["--load-state", TFLITE], "which no state of this model has"),
+    (["--load-state", ROOT / "README.md"], "no TSM state"),
+    (["--save-state", "/no/state"], "/no/state: no such file or directory, wanted a file that can"),
+    (["--save-state", "a", "--samples", "2"], "--save-state: not allowed with --samples"),
+    (["--prompt-cache", "a", "--load-state", "b"], "--prompt-cache: not allowed with --load-state"),
+    (["--prompt-cache", os.devnull], "wanted a folder for prompts"),
+    (["--logprobs", "3"], "--logprobs: not allowed with no --json"),
+    (["--logprobs", "-1", "--json"], "found '-1'"),
+    (["--samples", "0"], "found '0', wanted a whole number, 1 or more"),
+    (["--interactive", "--json"], "--interactive: not allowed with --json"),
     (["--seed", "x"], "found 'x', wanted a whole number"),
     (["--stop", ""], "found an empty string"),
     (["--prompt-file", "/no/such/prompt"], "/no/such/prompt: no such file"),
@@ -418,7 +353,151 @@ def test_a_full_disk_is_one_clear_line():
     with open("/dev/full", "wb") as full:
         done = run("--bytes", 5, stdout=full)
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
-    assert b"No space left" in done.stderr
+    assert b"no space left" in done.stderr
+
+
+# States, samples, grammars and conversations
+
+
+def test_a_run_that_was_saved_goes_on_as_if_it_had_never_ended(tmp_path):
+    options = ("--repetition-penalty", 1.2, "--seed", 3, "--temperature", 0.7)
+    whole = generated("--bytes", 90, *options)
+    first = generated("--bytes", 30, *options, "--save-state", tmp_path / "state")
+    state = ("--load-state", tmp_path / "state")
+    second = generated("--bytes", 60, *state)
+    assert first + second == whole
+    assert generated("--bytes", 60, *state) == second
+    assert generated("--bytes", 60, *state, "--seed", 4) != second
+    assert generated("--bytes", 60, *state, "--prompt", "JULIET:") != second
+
+
+def test_an_interrupted_run_is_saved_between_two_bytes(tmp_path):
+    options = ["--bytes", "10000000", "--save-state", str(tmp_path / "state")]
+    command = [sys.executable, str(RUNTIME / "generate.py"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            first = process.stdout.read(20)
+            process.send_signal(signal.SIGINT)
+            first += process.stdout.read()
+            assert (process.wait(timeout=60), process.stderr.read()) == (130, b"")
+        finally:
+            process.kill()
+    more = generated("--bytes", 50, "--load-state", tmp_path / "state")
+    assert generated("--bytes", len(first) + 50) == first + more
+
+
+def test_a_prompt_cache_changes_no_text(tmp_path):
+    options = ("--prompt", "ROMEO:\n" * 50, "--bytes", 60)
+    wanted = generated(*options)
+    for _ in range(2):
+        assert generated(*options, "--prompt-cache", tmp_path / "cache") == wanted
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_samples_are_the_texts_of_their_seeds():
+    lines = generated("--samples", 3, "--seed", 5, "--bytes", 40, "--json").splitlines()
+    texts = [json.loads(line) for line in lines]
+    assert [text["seed"] for text in texts] == [5, 6, 7]
+    for text in texts:
+        assert generated("--seed", text["seed"], "--bytes", 40).decode() == text["text"]
+    plain = generated("--samples", 3, "--seed", 5, "--bytes", 40).decode()
+    rows = enumerate(texts, 1)
+    assert plain == "".join(f"[{i}/3, seed {t['seed']}]\n{t['text']}\n" for i, t in rows)
+
+
+def test_log_probabilities_are_those_of_the_model(engine):
+    names = {"NativeEngine": "native", "LiteRtEngine": "litert", "NumpyEngine": "onnx"}
+    chosen = (engine.artifact.path, "--engine", names[type(engine).__name__])
+    done = json.loads(generated(*chosen, "--json", "--logprobs", 2, "--bytes", 20))
+    engine.reset()
+    logits = np.array(engine.feed(b"ROMEO:\n"))
+    for row in done["logprobs"]:
+        wanted = logits - np.logaddexp.reduce(logits)
+        assert row["logprob"] == pytest.approx(wanted[row["byte"]], abs=1e-5)
+        assert [byte for byte, _ in row["top"]] == list(np.argsort(-wanted)[:2])
+        assert [value for _, value in row["top"]] == pytest.approx(
+            np.sort(wanted)[:-3:-1], abs=1e-5
+        )
+        logits = np.array(engine.feed(bytes([row["byte"]])))
+    assert bytes(row["byte"] for row in done["logprobs"]).decode() == done["text"]
+    assert done["logprob_total"] == pytest.approx(sum(row["logprob"] for row in done["logprobs"]))
+
+
+def test_settings_of_the_command_line_reach_the_sampler():
+    assert b"e" not in generated("--logit-bias", "0x65=-inf", "--bytes", 300)
+    assert b"\n" in generated("--bytes", 300, "--temperature", 0)
+    assert b"\n" not in generated("--logit-bias", "10=-9", "--bytes", 300, "--temperature", 0)
+    plain = generated("--bytes", 200)
+    for option, value in (
+        ("--typical-p", 0.5),
+        ("--min-p", 0.2),
+        ("--top-k", 5),
+        ("--top-p", 0.5),
+        ("--presence-penalty", 2),
+        ("--frequency-penalty", 2),
+        ("--repetition-penalty", 2),
+    ):
+        assert generated("--bytes", 200, option, value) != plain
+
+
+def test_a_stop_expression_ends_the_text():
+    whole = generated("--bytes", 300).decode()
+    ended = generated("--bytes", 300, "--stop-regex", r"[A-Z]+:").decode()
+    assert ended == re.split(r"[A-Z]+:", whole)[0] != whole
+
+
+def test_a_grammar_holds_and_a_text_cut_short_says_so(tmp_path):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    (tmp_path / "s.json").write_text(json.dumps({**schema, "additionalProperties": False}))
+    for grammar in (tmp_path / "s.json", (tmp_path / "s.json").read_text()):
+        assert type(json.loads(generated("--grammar", grammar))["n"]) is int
+    done = run("--grammar", "[a-z]{50}", "--bytes", 20)
+    assert (done.returncode, len(done.stdout), done.stderr.count(b"\n")) == (2, 20, 1)
+    assert b"cut short, wanted more --bytes" in done.stderr
+
+
+def test_a_conversation_answers_each_line(tmp_path):
+    state = tmp_path / "state"
+    done = run("--interactive", "--bytes", 30, "--save-state", state, input=b"ROMEO:\nJULIET:\n")
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = stream.load().stream()
+    wanted = b""
+    for line in ("ROMEO:\n", "JULIET:\n"):
+        text.feed(line)
+        wanted += bytes(text.generate_bytes(30)) + b"\n"
+    assert done.stdout == wanted
+    assert generated("--bytes", 20, "--load-state", state) == bytes(text.generate_bytes(20))
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation():
+    here, there = pty.openpty()
+    command = [sys.executable, str(RUNTIME / "generate.py"), "--interactive", "--bytes", "10000000"]
+    seen = b""
+
+    def until(wanted: bytes) -> None:
+        nonlocal seen
+        while wanted not in seen:
+            assert select.select([here], [], [], 60)[0], seen
+            seen += os.read(here, 4096)
+        seen = seen.partition(wanted)[2]
+
+    with subprocess.Popen(
+        command, stdin=there, stdout=there, stderr=there, start_new_session=True
+    ) as process:
+        try:
+            for _ in range(2):
+                until(b"> ")
+                os.write(here, b"ROMEO:\n")
+                until(b"ROMEO:\r\n")  # echoed
+                until(b"e")
+                process.send_signal(signal.SIGINT)
+            until(b"\r\n> ")
+            os.write(here, b"\x04")
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            os.close(here)
+            os.close(there)
 
 
 # Installed, and carried away
@@ -502,16 +581,17 @@ def test_it_runs_as_an_installed_module_too(command, tmp_path):
 STREAM = """
 import array, json, math, re, sys
 sys.path.insert(0, sys.argv[1])
-import generate
+import stream
 
-engine, measured = generate.load(), []
-text = generate.generate_bytes(engine, b"ROMEO:", 20_000)
-for count, byte in enumerate(text, 1):
+model, measured = stream.load(), []
+text = model.stream()
+text.feed("ROMEO:")
+for count, byte in enumerate(text.generate_bytes(20_000), 1):
     if count in (1_000, 2_000, 20_000):
         status = open("/proc/self/status").read()
         measured += [int(re.search(name + r":\\s+(\\d+) kB", status)[1]) * 1024
                      for name in ("VmHWM", "VmRSS")]
-state = array.array("f", b"".join(engine.get_state().values()))
+state = array.array("f", b"".join(model.engine.get_state().values()))
 print(json.dumps([measured, all(map(math.isfinite, state)), max(map(abs, state)),
                   "numpy" in sys.modules]))
 """

@@ -1,0 +1,199 @@
+"""Sampling: from the logits of a byte to the byte.
+
+    logits + bias -> penalties -> grammar's mask -> temperature -> softmax
+           -> top-k -> typical -> top-p -> min-p -> draw
+
+Each filter sees the probabilities that the one before it left, renormalised. The random numbers
+are those of splitmix64 by their index, so that a generator's state is one integer and any
+language draws the same text.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+VOCABULARY = 256
+RECENT_BYTES = 4096  # what a stream remembers of its own text: the longest penalty window
+_GOLDEN, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+
+
+class SamplingError(ValueError):
+    """A setting out of its range: found and wanted, in one line."""
+
+
+class GrammarError(SamplingError):
+    """A grammar that cannot be used, or was not fulfilled: found and wanted, in one line."""
+
+
+# By setting: type, least, greatest, and what is wanted in words. Equal to the CLI's options.
+RANGES: dict[str, tuple[type, float, float, str]] = {
+    "temperature": (float, 0, sys.float_info.max, "a finite number, 0 or more"),
+    "top_k": (int, 0, math.inf, "a whole number, 0 or more"),
+    "typical_p": (float, sys.float_info.min, 1, "a number above 0, at most 1"),
+    "top_p": (float, sys.float_info.min, 1, "a number above 0, at most 1"),
+    "min_p": (float, 0, 1, "a number from 0 to 1"),
+    "repetition_penalty": (float, 0.01, 100, "a number from 0.01 to 100"),
+    "presence_penalty": (float, -100, 100, "a number from -100 to 100"),
+    "frequency_penalty": (float, -100, 100, "a number from -100 to 100"),
+    "penalty_window": (int, 0, RECENT_BYTES, f"a whole number, at most {RECENT_BYTES}"),
+    "seed": (int, -(2**63), _MASK, "a whole number of 64 bits"),
+}
+
+
+class Sampling:
+    """Settings, checked, and changed by `replace` only. Raises SamplingError. `logit_bias`: what to
+    add by byte, -inf for never."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        typical_p: float = 1.0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.temperature = temperature
+        self.top_k = top_k
+        self.typical_p = typical_p
+        self.top_p = top_p
+        self.min_p = min_p
+        self.repetition_penalty = repetition_penalty
+        self.presence_penalty = presence_penalty
+        self.frequency_penalty = frequency_penalty
+        self.penalty_window = penalty_window
+        self.seed = seed
+        for name, (kind, low, high, wanted) in RANGES.items():
+            value = getattr(self, name)
+            fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            if not (fits and low <= value <= high):  # also false for nan
+                raise SamplingError(f"{name}: found {value!r}, wanted {wanted}")
+        self.logit_bias = dict(logit_bias or {})
+        for byte, value in self.logit_bias.items():
+            checked_bias(byte, value)
+        if sum(value == -math.inf for value in self.logit_bias.values()) == VOCABULARY:
+            raise SamplingError("logit_bias: every byte excluded, wanted at least one left")
+        self._bias = array("f", bytes(4 * VOCABULARY))
+        for byte, value in self.logit_bias.items():
+            self._bias[byte] = value
+        self._penalises = self.penalty_window > 0 and (
+            (repetition_penalty, presence_penalty, frequency_penalty) != (1, 0, 0)
+        )
+
+    def replace(self, **changes: Any) -> Sampling:
+        """The same settings but for `changes`."""
+        return Sampling(**{**self.settings(), **changes})
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make an equal one."""
+        return {
+            **{name: getattr(self, name) for name in RANGES},
+            "logit_bias": dict(self.logit_bias),
+        }
+
+    def adjust(self, logits: array[float], text: bytes | bytearray) -> array[float] | None:
+        """What bias and penalties add to the 256 logits after `text`; None: nothing.
+
+        A byte that stands n times among the last `penalty_window` loses presence_penalty
+        + n * frequency_penalty, after its logit has been divided by repetition_penalty, or
+        multiplied where it is negative.
+        """
+        if not self._penalises:
+            return self._bias if self.logit_bias else None
+        adjust = array("f", self._bias)
+        window = text[-self.penalty_window :]
+        for byte in set(window):
+            logit = biased = logits[byte] + adjust[byte]
+            if biased > 0:
+                logit = biased / self.repetition_penalty
+            elif biased < 0:
+                logit = biased * self.repetition_penalty
+            logit -= self.presence_penalty + self.frequency_penalty * window.count(byte)
+            adjust[byte] = logit - logits[byte]
+        return adjust
+
+
+def checked_bias(byte: int, value: float) -> None:
+    """Raises SamplingError unless it is a byte and a number to add to its logit."""
+    if not (isinstance(byte, int) and 0 <= byte < VOCABULARY):
+        raise SamplingError(f"logit_bias: found byte {byte!r}, wanted 0 to {VOCABULARY - 1}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and (-1000 <= value <= 1000 or value == -math.inf)):
+        raise SamplingError(f"logit_bias: found {value!r}, wanted -1000 to 1000, or -inf")
+
+
+def uniform(seed: int, index: int) -> float:
+    """The number of this index, 0 or more, from splitmix64 of this seed: in [0, 1)."""
+    z = (seed + (index + 1) * _GOLDEN) & _MASK
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+def draw(
+    logits: Sequence[float],
+    adjust: Sequence[float] | None,
+    temperature: float,
+    top_k: int,
+    typical_p: float,
+    top_p: float,
+    min_p: float,
+    uniform: float,
+) -> int:
+    """The byte at `uniform`, in [0, 1), of the filtered distribution, likeliest bytes first and
+    equals by value; at temperature 0 the likeliest. `adjust` is added to the logits; -inf excludes
+    a byte, and one must be left. 0 switches top_k and min_p off, 1 typical_p and top_p."""
+    if adjust is not None:
+        logits = [a + b for a, b in zip(logits, adjust)]
+    if temperature == 0:
+        return max(range(len(logits)), key=logits.__getitem__)
+    order = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)
+    best = logits[order[0]]
+    powers = [(logits[i] - best) / temperature for i in order[: top_k or None]]
+    weights = [math.exp(power) for power in powers]
+    while not weights[-1]:
+        weights.pop()
+    if typical_p < 1:
+        # Surprise of each, -log p, and the distance from its mean, the entropy.
+        total = _sums(weights)[-1]
+        surprises = [math.log(total) - power for power in powers[: len(weights)]]
+        entropy = _sums(w * s for w, s in zip(weights, surprises))[-1] / total
+        nearest = sorted(range(len(weights)), key=lambda i: abs(surprises[i] - entropy))
+        kept = sorted(nearest[: _reaching(_sums(weights[i] for i in nearest), typical_p)])
+        order, weights = [order[i] for i in kept], [weights[i] for i in kept]
+    least = min_p * weights[0]
+    sums = _sums(weights)
+    if top_p < 1:
+        del sums[_reaching(sums, top_p) :]
+    while weights[len(sums) - 1] < least:
+        sums.pop()
+    return order[min(bisect_right(sums, uniform * sums[-1]), len(sums) - 1)]
+
+
+def _sums(values: Iterable[float]) -> list[float]:
+    """Of the first, the first two and so on. Not `sum`, which since Python 3.12 rounds less."""
+    return list(accumulate(values))
+
+
+def _reaching(sums: list[float], share: float) -> int:
+    """How many of the first values reach this share of them all together."""
+    return bisect_left(sums, share * sums[-1]) + 1
+
+
+def log_probabilities(logits: Sequence[float]) -> list[float]:
+    """Of each byte, in nats, as the model itself has it: before bias, penalties and temperature."""
+    best = max(logits)
+    total = math.log(sum(math.exp(logit - best) for logit in logits)) + best
+    return [logit - total for logit in logits]
