@@ -189,6 +189,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--samples", type=some, default=1, metavar="N", help="texts, with seeds S, S + 1, ...")
     add("--interactive", action="store_true", help="answer each line of input; Ctrl-C: enough")
     add("--engine", choices=ENGINES, default="", help="what computes; by default the best here")
+    add("--threads", type=some, default=1, metavar="N", help="that compute")
     add("--json", action="store_true", help="print one JSON object a text, at its end")
     add(
         "--logprobs",
@@ -295,7 +296,7 @@ def _generate(stream: Stream, arguments: argparse.Namespace, started: float, hea
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    model = load(arguments.model, arguments.engine)
+    model = load(arguments.model, arguments.engine, arguments.threads)
     started = time.perf_counter()
     stream = _open_stream(model, arguments)
     saved, unfinished = getattr(arguments, "save_state", None), False

@@ -53,10 +53,10 @@ _READ, _DRAWN = 1, 2  # marks of a byte: a read began with it; it was drawn
 _DRAWN_MARK = bytes([_READ | _DRAWN])
 
 
-def load(path: str | Path = SHIPPED_MODEL, engine: str = "") -> Model:
+def load(path: str | Path = SHIPPED_MODEL, engine: str = "", threads: int = 1) -> Model:
     """Verifies the artifact and opens it; engine: one of engines.ENGINES, by default the best
     that is here. Raises ArtifactError or EngineError."""
-    return Model(open_engine(open_artifact(path), engine))
+    return Model(open_engine(open_artifact(path), engine, threads))
 
 
 def _some(pieces: Iterator[str]) -> str | None:
@@ -166,7 +166,7 @@ class Stream:
         adjust = sampling.adjust(logits, self._text)
         if grammar:
             adjust = grammar.mask(adjust)
-        byte = sample.draw(
+        byte = self._model.engine.draw(
             logits,
             adjust,
             sampling.temperature,

@@ -19,7 +19,7 @@ import pytest
 from tsm.export import to_tflite, verify
 from tsm.export.tolerance import check
 from tsm.runtime import artifact as artifacts
-from tsm.runtime import engines
+from tsm.runtime import engines, sampling
 from tsm.runtime.native_engine import NativeEngine
 from tsm.training import model
 from tsm.training.checkpoint import save_model
@@ -198,3 +198,17 @@ def test_frequencies_are_the_softmax_and_the_same_bits_everywhere(path):
         wanted *= (65536 - 256) / wanted.sum()
         less = np.delete(found - 1 - wanted, logits.argmax())  # which takes the rest
         assert less.max() <= 0.02 and less.min() >= -1.02
+
+
+def test_draw_is_the_sampler_s_to_the_byte(path):
+    engine, random = native(path), np.random.default_rng(5)
+    for turn in range(3000):
+        logits = random.standard_normal(256) * random.choice([0.1, 1, 5, 30])
+        logits = np.round(logits) if turn % 3 == 0 else logits  # many equal ones
+        adjust = random.choice([0, 0, 1, -1, -np.inf], 256)
+        adjust[random.integers(256)] = 0
+        arrays = array("f", logits), array("f", adjust) if turn % 2 else None
+        choices = [0, 0.3, 1, 2], [0, 1, 5, 2**32 + 1], [1, 0.9, 0.2], [1, 0.9, 0.5], [0, 0.05, 1]
+        settings = [one[random.integers(len(one))] for one in choices]
+        where = float(random.random())
+        assert engine.draw(*arrays, *settings, where) == sampling.draw(*arrays, *settings, where)
