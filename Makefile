@@ -6,7 +6,7 @@ BIN = .venv/bin
 
 NATIVE = runtime/native/libtsm.so
 
-.PHONY: demo test lint train export lock native
+.PHONY: demo test lint train export lock native fuzz
 
 # Without a C compiler the demo runs on LiteRT.
 demo: .venv-demo/ready
@@ -21,6 +21,17 @@ native: $(NATIVE)
 $(NATIVE): runtime/native/tsm.c runtime/native/tsm.h
 	$(CC) -std=gnu99 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi -fPIC -shared -o $@.partial $< -lm -pthread
 	mv $@.partial $@
+
+# Ten million executions, or as many as FUZZ_RUNS says. Wants clang and its libFuzzer (Debian:
+# clang, libclang-rt-14-dev). Inputs that were worth keeping stay in build/fuzz, as does a finding.
+FUZZ_RUNS ?= 10000000
+fuzz:
+	mkdir -p build/fuzz/corpus
+	$(PYTHON) tests/fuzz/seeds.py build/fuzz/seeds
+	clang -std=gnu99 -O2 -g -Wno-psabi -DWIDE= -ffp-contract=off -fno-sanitize-recover=all \
+	  -fsanitize=fuzzer,address,undefined -o build/fuzz/native \
+	  tests/fuzz/fuzz_native.c runtime/native/tsm.c -lm -pthread
+	cd build/fuzz && ./native corpus seeds -max_len=8192 -runs=$(FUZZ_RUNS) -print_final_stats=1
 
 lint: .venv/ready
 	$(BIN)/ruff check -q .

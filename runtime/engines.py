@@ -147,6 +147,11 @@ class LiteRtEngine(Engine):
                     arguments += [ctypes.c_size_t(len(names)), row]
                 runs.append(arguments)
             self._entries[tokens] = runs
+        found = {name: len(self._memory[name, 0]) for name in self.artifact.state}
+        if found != self._state_bytes():
+            raise EngineError(
+                f"{artifact.path}: state of bytes {found}, its header wants {self._state_bytes()}"
+            )
         self.reset()
 
     def get_state(self) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ import re
 from array import array
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -170,6 +171,43 @@ def test_a_file_that_says_something_else_is_one_clear_error(path, tmp_path, chan
     with pytest.raises(engines.EngineError) as refused:
         native(bad)
     assert re.fullmatch(r"[^\n]+ its (places|state)[^\n]+", str(refused.value))
+
+
+def places_within(value, place=()):
+    """The keys to every value of a JSON object."""
+    if place:
+        yield place
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    for key in keys:
+        yield from places_within(value[key], (*place, key))
+
+
+OTHERS = [None, True, -1, 0, 1, 3, 16, 2**31, 2**64, 1e300, "", "x", "000000000064", [], {}, [1]]
+
+
+def test_a_thousand_headers_that_say_something_else(tmp_path):
+    """Sealed like good ones: each is refused in one line, or says nothing that matters."""
+    whole = exported(tmp_path, SPEC, "int8").read_bytes()
+    start, choose, refused = whole.index(artifacts.MARKER), Random(0), 0
+    stored, length = json.JSONDecoder().raw_decode(whole[start:].decode("utf-8", "replace"))
+    for _ in range(1000):
+        header = json.loads(json.dumps(stored))
+        for _ in range(choose.choice([1, 2])):
+            seal = ("tsm_artifact", "file_bytes", "sha256")
+            *way, last = choose.choice([p for p in places_within(header) if p[0] not in seal])
+            parent = header
+            for key in way:
+                parent = parent[key]
+            parent[last] = choose.choice(OTHERS)
+        text = json.dumps(header)[:-1].encode().ljust(length - 1) + b"}"
+        bad = tmp_path / "bad.tflite"
+        bad.write_bytes(artifacts.seal(whole[:start] + text + whole[start + length :]))
+        try:
+            engines.open_engine(artifacts.open_artifact(bad)).feed(b"abc")
+        except (artifacts.ArtifactError, engines.EngineError) as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 500 < refused < 1000
 
 
 def test_a_spec_that_the_library_does_not_run_has_no_places():
