@@ -275,9 +275,12 @@ class NumpyEngine(Engine):
         return logits
 
 
-def open_engine(artifact: Artifact, kind: str = "", threads: int = 1) -> Engine:
+def open_engine(
+    artifact: Artifact, kind: str = "", threads: int = 1, lookahead: bool = False
+) -> Engine:
     """The engine of a kind, one of `kinds(artifact)`; by default the best that is installed
-    here for this artifact. Raises EngineError."""
+    here for this artifact. `lookahead`: text that repeats itself is read ahead of time, where
+    that changes no bit: on the native engine. Raises EngineError."""
     here = kinds(artifact)
     if not here:
         package = "ai-edge-litert" if _is_tflite(artifact) else "onnxruntime"
@@ -288,7 +291,8 @@ def open_engine(artifact: Artifact, kind: str = "", threads: int = 1) -> Engine:
             f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(here)}"
         )
     try:
-        return _OPEN[kind](artifact, threads)
+        engine = _OPEN[kind](artifact, threads)
+        return _looking_ahead(engine) if lookahead and kind == "native" else engine
     except EngineError:
         raise
     except Exception as error:  # interpreters raise their own types, some of many lines
@@ -326,6 +330,14 @@ def _open_native(artifact: Artifact, threads: int) -> Engine:
         from native_engine import NativeEngine
     engine: Any = NativeEngine(artifact, threads=threads)
     return engine
+
+
+def _looking_ahead(engine: Engine) -> Engine:
+    if TYPE_CHECKING or __package__:
+        from tsm.runtime.lookahead import Lookahead
+    else:
+        from lookahead import Lookahead
+    return Lookahead(engine)
 
 
 def _open_litert(artifact: Artifact, threads: int) -> Engine:

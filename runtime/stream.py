@@ -53,10 +53,12 @@ _READ, _DRAWN = 1, 2  # marks of a byte: a read began with it; it was drawn
 _DRAWN_MARK = bytes([_READ | _DRAWN])
 
 
-def load(path: str | Path = SHIPPED_MODEL, engine: str = "", threads: int = 1) -> Model:
+def load(
+    path: str | Path = SHIPPED_MODEL, engine: str = "", threads: int = 1, lookahead: bool = False
+) -> Model:
     """Verifies the artifact and opens it; engine: one of engines.ENGINES, by default the best
-    that is here. Raises ArtifactError or EngineError."""
-    return Model(open_engine(open_artifact(path), engine, threads))
+    that is here; lookahead: as for engines.open_engine. Raises ArtifactError or EngineError."""
+    return Model(open_engine(open_artifact(path), engine, threads, lookahead))
 
 
 def _some(pieces: Iterator[str]) -> str | None:
