@@ -31,7 +31,7 @@ fuzz:
 	clang -std=gnu99 -O2 -g -Wno-psabi -DWIDE= -ffp-contract=off -fno-sanitize-recover=all \
 	  -fsanitize=fuzzer,address,undefined -o build/fuzz/native \
 	  tests/fuzz/fuzz_native.c runtime/native/tsm.c -lm -pthread
-	cd build/fuzz && ./native corpus seeds -max_len=8192 -runs=$(FUZZ_RUNS) -print_final_stats=1
+	cd build/fuzz && ./native corpus seeds -max_len=4096 -runs=$(FUZZ_RUNS) -print_final_stats=1
 
 lint: .venv/ready
 	$(BIN)/ruff check -q .

@@ -337,7 +337,8 @@ def _looking_ahead(engine: Engine) -> Engine:
         from tsm.runtime.lookahead import Lookahead
     else:
         from lookahead import Lookahead
-    return Lookahead(engine)
+    ahead: Any = Lookahead
+    return ahead(engine)
 
 
 def _open_litert(artifact: Artifact, threads: int) -> Engine:

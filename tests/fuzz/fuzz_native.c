@@ -31,14 +31,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t *file = malloc(size ? size : 1); /* of the very size: a byte beyond it is found */
     memcpy(file, data, size);
     size_t given = count < MOST_PLACES ? count : MOST_PLACES;
-    tsm_model *model = tsm_new(&spec, file, size, places, given, choices[1] % 3, 1 + (choices[1] > 250));
+    tsm_model *model = tsm_new(&spec, file, size, places, given, choices[1] % 3, 1);
     if (model) {
         size_t tokens = choices[2] % MOST_TOKENS, channels = (size_t)spec.layers * spec.channels;
         size_t history = (size_t)spec.layers * (spec.taps - 1) * spec.width;
         uint64_t work = (uint64_t)spec.layers * (spec.width + spec.channels) *
                         (spec.channels + spec.mlp_width) * (tokens + 1);
         float *state = calloc(channels + 1, 4), *before = calloc(history + 1, 4);
-        float *logits = calloc((size_t)(tokens + 1) * 256, 4);
+        float *logits = calloc((size_t)(tokens + 2) * 256, 4);
         uint8_t *text = malloc(tokens + 1);
         for (size_t i = 0; i < tokens; i++) text[i] = size ? file[i % size] : 0;
         if (work < MOST_WORK) tsm_read(model, state, before, text, tokens, logits, choices[3] & 1);
@@ -47,7 +47,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         for (int i = 0; i < 256; i++)
             if (cumulative[i] >= cumulative[i + 1]) abort();
         if (cumulative[256] != TSM_FREQUENCIES) abort();
-        tsm_draw(logits, choices[3] & 2 ? logits + 1 : NULL, choices[3] / 64.0, choices[0],
+        tsm_draw(logits, choices[3] & 2 ? logits + 256 : NULL, choices[3] / 64.0, choices[0],
                  choices[1] / 200.0, choices[2] / 200.0, choices[3] / 200.0, 0.999);
         free(state);
         free(before);

@@ -28,7 +28,7 @@ def main() -> int:
         floats = (numbers.gauss(0, 1) for _ in range(most // 4 + 64))
         file = b"".join(struct.pack("<f", value) for value in floats)
         for choice in range(6):
-            choices = bytes([1, choice + 249 * (choice > 4), 7 * choice, choice % 4])
+            choices = bytes([1, choice, 7 * choice, choice % 4])
             places = b"".join(struct.pack("<H", numbers.randrange(32)) for _ in range(count))
             seed = struct.pack("<7I", *spec) + choices + places + file
             (folder / f"{index}-{choice}").write_bytes(seed)
