@@ -1,5 +1,5 @@
-"""TSM against llama.cpp at equal parameters: decoding by position and reading a prompt, interleaved in
-one process, and how much of the machine's reading speed is reached.
+"""TSM against llama.cpp at equal parameters: decoding by position and reading a prompt, interleaved
+in one process, and how much of the machine's reading speed is reached.
 
     python benchmarks/peers.py                   # int8 .tflite of the runtime, and int4 made of it
     python benchmarks/peers.py --int4 mine-int4.tflite

@@ -12,14 +12,17 @@ onnxruntime. All run on one thread unless told otherwise.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
 import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime import sampling
@@ -281,14 +284,15 @@ def open_engine(
     """The engine of a kind, one of `kinds(artifact)`; by default the best that is installed
     here for this artifact. `lookahead`: text that repeats itself is read ahead of time, where
     that changes no bit: on the native engine. Raises EngineError."""
-    here = kinds(artifact)
-    if not here:
+    here = _kinds(artifact)
+    found = list(here) if kind else list(islice(here, 1))
+    if not found:
         package = "ai-edge-litert" if _is_tflite(artifact) else "onnxruntime"
         raise EngineError(f"{artifact.path}: no engine found, wanted: pip install {package}")
-    kind = kind or here[0]
-    if kind not in here:
+    kind = kind or found[0]
+    if kind not in found:
         raise EngineError(
-            f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(here)}"
+            f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(found)}"
         )
     try:
         engine = _OPEN[kind](artifact, threads)
@@ -302,11 +306,24 @@ def open_engine(
 
 def kinds(artifact: Artifact) -> list[str]:
     """The engines that are here and can run this artifact, the best first."""
-    if not _is_tflite(artifact):
-        return ["onnx"] if importlib.util.find_spec("onnxruntime") else []
-    native = artifact.places and native_library()
-    litert = importlib.util.find_spec("ai_edge_litert")
-    return ["native"] * bool(native) + ["litert"] * bool(litert)
+    return list(_kinds(artifact))
+
+
+def _kinds(artifact: Artifact) -> Iterator[str]:
+    if _is_tflite(artifact):
+        if artifact.places and native_library():
+            yield "native"
+        if _package("ai_edge_litert"):
+            yield "litert"
+    elif _package("onnxruntime"):
+        yield "onnx"
+
+
+def _package(name: str) -> Any:
+    """Where it would be imported from, or None."""
+    import importlib.util  # a start of the native engine does without
+
+    return importlib.util.find_spec(name)
 
 
 def native_library() -> Path | None:
@@ -342,7 +359,7 @@ def _looking_ahead(engine: Engine) -> Engine:
 
 
 def _open_litert(artifact: Artifact, threads: int) -> Engine:
-    package: Any = importlib.util.find_spec("ai_edge_litert")  # finds it without importing it
+    package = _package("ai_edge_litert")  # found without importing it
     folder = Path(package.submodule_search_locations[0])
     library = next((folder / n for n in _LITERT_NAMES if (folder / n).exists()), None)
     version = next((p.name.split("-")[1] for p in folder.parent.glob("ai_edge_litert-*-info")), "")

@@ -22,10 +22,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.command import Parser, end, number
+    from tsm.runtime.command import Parser, end, help_formatter, number
     from tsm.runtime.engines import ENGINES, SHIPPED_MODEL
     from tsm.runtime.sampling import (
         RANGES,
@@ -38,7 +41,7 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.state import StateError
     from tsm.runtime.stream import Model, Stream, load
 else:
-    from command import Parser, end, number
+    from command import Parser, end, help_formatter, number
     from engines import ENGINES, SHIPPED_MODEL
     from sampling import (
         RANGES,
@@ -123,7 +126,7 @@ def _bias(text: str) -> tuple[int, float]:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     whole = number(int, 0, math.inf, "a whole number, 0 or more")
     parser = Parser("tsm-generate", "Generate text from a TSM model.")
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.formatter_class = help_formatter(argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("model", nargs="?", type=Path, default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
     prompts = parser.add_mutually_exclusive_group()

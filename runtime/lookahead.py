@@ -10,7 +10,8 @@ without, whatever the sampler.
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.engines import VOCABULARY, Engine

@@ -11,7 +11,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 from array import array
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.engines import VOCABULARY, Engine, EngineError, native_library
