@@ -102,7 +102,7 @@ def damaged(kind: str) -> bytes:
         "one byte short": bytes(whole[:-1]),
         "one byte long": bytes(whole) + b"\0",
         "two headers": artifact.seal(sealed()) + sealed(),
-        "format 3": bytes(whole).replace(b'"tsm_artifact": 2', b'"tsm_artifact": 3'),
+        "format 2": bytes(whole).replace(b'"tsm_artifact": 3', b'"tsm_artifact": 2'),
         "not sealed": bytes(whole).replace(bytes(whole[digest : digest + 64]), b"0" * 64),
         "not JSON": bytes(whole).replace(b'"spec": {', b'"spec": ['),
     }.get(kind, bytes(whole))
@@ -115,7 +115,7 @@ DAMAGES = [
     ("one byte short", "incomplete"),
     ("one byte long", "extended"),
     ("two headers", "2 TSM headers"),
-    ("format 3", "artifact format '3', wanted '2'"),
+    ("format 2", "artifact format '2', wanted '3'"),
     ("not sealed", "damaged"),
     ("not JSON", "damaged"),
     ("bit of first byte", "damaged"),
