@@ -22,16 +22,21 @@ $(NATIVE): runtime/native/tsm.c runtime/native/tsm.h
 	$(CC) -std=gnu99 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi -fPIC -shared -o $@.partial $< -lm -pthread
 	mv $@.partial $@
 
-# Ten million executions, or as many as FUZZ_RUNS says. Wants clang and its libFuzzer (Debian:
-# clang, libclang-rt-14-dev). Inputs that were worth keeping stay in build/fuzz, as does a finding.
+# Ten million executions of each loader, or as many as FUZZ_RUNS says. Wants clang and its libFuzzer
+# (Debian: clang, libclang-rt-14-dev). Inputs worth keeping stay in build/fuzz, as does a finding.
 FUZZ_RUNS ?= 10000000
-fuzz:
-	mkdir -p build/fuzz/corpus
-	$(PYTHON) tests/fuzz/seeds.py build/fuzz/seeds
+FUZZ = build/fuzz
+fuzz: native
+	mkdir -p $(FUZZ)/corpus
+	$(PYTHON) tests/fuzz/seeds.py $(FUZZ)/seeds
 	clang -std=gnu99 -O2 -g -Wno-psabi -DWIDE= -ffp-contract=off -fno-sanitize-recover=all \
-	  -fsanitize=fuzzer,address,undefined -o build/fuzz/native \
+	  -fsanitize=fuzzer,address,undefined -o $(FUZZ)/native \
 	  tests/fuzz/fuzz_native.c runtime/native/tsm.c -lm -pthread
-	cd build/fuzz && ./native corpus seeds -max_len=4096 -runs=$(FUZZ_RUNS) -print_final_stats=1
+	$(FUZZ)/native $(FUZZ)/corpus $(FUZZ)/seeds -max_len=4096 -runs=$(FUZZ_RUNS)
+	$(PYTHON) -m venv $(FUZZ)/venv
+	$(FUZZ)/venv/bin/pip install -q atheris==3.0.0
+	for loader in artifact state; do $(FUZZ)/venv/bin/python tests/fuzz/fuzz_loaders.py \
+	  $$loader $(FUZZ)/$$loader -max_len=8192 -runs=$(FUZZ_RUNS) || exit 1; done
 
 lint: .venv/ready
 	$(BIN)/ruff check -q .
