@@ -35,7 +35,7 @@
 #define WIDE
 #endif
 
-enum { BLOCK = 64, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 12,
+enum { BLOCK = 128, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 12,
        MOST_THREADS = 16, SPINS = 1 << 14 };
 
 typedef struct {
@@ -70,7 +70,7 @@ typedef struct {
 /* A thread's share of a product, and the room to compute it in. */
 typedef struct {
     tsm_model *model;
-    uint8_t *row, *panel;
+    uint8_t *panel;
     uint32_t index;
 #ifdef THREADS
     pthread_t thread;
@@ -107,6 +107,7 @@ struct tsm_model {
 typedef float wide __attribute__((vector_size(4 * LANES)));
 typedef int32_t wide_int __attribute__((vector_size(4 * LANES)));
 typedef int32_t wide_int_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int8_t bytes_at __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -184,12 +185,21 @@ WIDE static float quantize(const float *x, int8_t *codes, uint32_t n, int32_t *s
     for (int lane = 0; lane < LANES; lane++) greatest = most[lane] > greatest ? most[lane] : greatest;
     for (; i < n; i++) greatest = fabsf(x[i]) > greatest ? fabsf(x[i]) : greatest;
     float steps = greatest > 1e-30f ? 127 / greatest : 0;
-    for (i = 0; i < n; i++) {
+    wide_int sums = {0};
+    for (i = 0; i + LANES <= n; i += LANES) {
+        wide scaled = *(const wide_at *)(x + i) * steps;
+        scaled = pick(scaled == scaled, scaled, (wide){0}); /* not a number: a damaged model */
+        wide half = (wide)(((wide_int)scaled & INT32_MIN) | (wide_int)((wide){0} + 0.5f));
+        wide_int rounded = __builtin_convertvector(scaled + half, wide_int);
+        *(bytes_at *)(codes + i) = __builtin_convertvector(rounded, bytes_at);
+        sums += rounded;
+    }
+    for (int lane = 0; lane < LANES; lane++) found += sums[lane];
+    for (; i < n; i++) {
         float scaled = x[i] * steps;
-        scaled = scaled == scaled ? scaled : 0; /* not a number: a model that is damaged */
-        int32_t code = (int32_t)(scaled + copysignf(0.5f, scaled));
-        codes[i] = (int8_t)code;
-        found += code;
+        scaled = scaled == scaled ? scaled : 0;
+        codes[i] = (int8_t)(int32_t)(scaled + copysignf(0.5f, scaled));
+        found += codes[i];
     }
     *sum = found;
     return greatest / 127;
@@ -408,21 +418,39 @@ __attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
 }
 #endif
 
-/* ROWS rows as bytes, one a code, `raised` or not; row: room for one. */
-WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *row, uint8_t *panel) {
-    uint32_t bytes = w->in * w->bits / 8;
-    uint8_t flip = raised ? 128 : 0, eight = raised ? 0 : 8;
-    for (uint32_t r = 0; r < ROWS; r++) {
-        const uint8_t *codes = w->codes + (size_t)(first + r) * bytes;
-        if (w->bits == 8)
-            for (uint32_t i = 0; i < bytes; i++) row[i] = codes[i] ^ flip;
-        else
-            for (uint32_t i = 0; i < bytes; i++) {
-                row[i] = ((codes[i] & 15) ^ 8) - eight;
-                row[bytes + i] = ((codes[i] >> 4) ^ 8) - eight;
-            }
-        for (uint32_t i = 0; i < w->in; i += PANEL) memcpy(panel + in_panel(r, i), row + i, PANEL);
+/* `count` codes of row `r`, at most PANEL, to a panel from `column` on. */
+INLINE void put(uint8_t *panel, uint32_t r, uint32_t column, const uint8_t *codes, uint32_t count) {
+    uint32_t left = PANEL - column % PANEL, first = count < left ? count : left;
+    if (first == PANEL) {
+        memcpy(panel + in_panel(r, column), codes, PANEL);
+        return;
     }
+    memcpy(panel + in_panel(r, column), codes, first);
+    memcpy(panel + in_panel(r, column + first), codes + first, count - first);
+}
+
+/* ROWS rows as bytes, one a code, `raised` or not. */
+WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *panel) {
+    uint32_t bytes = w->in * w->bits / 8;
+    uint8_t flip = raised ? 128 : 0, eight = raised ? 0 : 8, even[PANEL], odd[PANEL];
+    for (uint32_t r = 0; r < ROWS; r++)
+        for (uint32_t i = 0; i < bytes; i += PANEL) {
+            const uint8_t *codes = w->codes + (size_t)(first + r) * bytes + i;
+            uint8_t piece[PANEL];
+            uint32_t count = bytes - i < PANEL ? bytes - i : PANEL;
+            if (count < PANEL) codes = memcpy(piece, codes, count);
+            if (w->bits == 8) {
+                for (uint32_t j = 0; j < PANEL; j++) even[j] = codes[j] ^ flip;
+                put(panel, r, i, even, count);
+                continue;
+            }
+            for (uint32_t j = 0; j < PANEL; j++) {
+                even[j] = ((codes[j] & 15) ^ 8) - eight;
+                odd[j] = ((codes[j] >> 4) ^ 8) - eight;
+            }
+            put(panel, r, i, even, count);
+            put(panel, r, bytes + i, odd, count);
+        }
 }
 
 /* y (ROWS,) of the sums of as many rows. */
@@ -478,7 +506,7 @@ static void multiply_part(const worker *own) {
     if (tiled(m, x)) {
         for (uint32_t o = first_row; o < end; o += ROWS) {
             uint32_t from = o + ROWS > w->out ? w->out - ROWS : o; /* the last may overlap */
-            unpack(w, from, k->raised, own->row, own->panel);
+            unpack(w, from, k->raised, own->panel);
             for (uint32_t first = 0; first < x->count; first += COLUMNS) {
                 int32_t sums[ROWS][COLUMNS];
                 uint32_t left = x->count - first, columns = left < COLUMNS ? left : COLUMNS;
@@ -619,9 +647,8 @@ static int start(tsm_model *m, uint32_t threads, uint32_t widest) {
         worker *own = &m->workers[m->threads];
         own->model = m;
         own->index = m->threads;
-        own->row = calloc(widest + PANEL, 1);
         own->panel = calloc((size_t)ROWS * (widest + PANEL), 1);
-        if (!own->row || !own->panel) break;
+        if (!own->panel) break;
 #ifdef THREADS
         if (m->threads && pthread_create(&own->thread, NULL, work, own)) break;
 #else
@@ -686,10 +713,7 @@ void tsm_free(tsm_model *m) {
     pthread_cond_destroy(&m->begun);
     pthread_mutex_destroy(&m->mutex);
 #endif
-    for (uint32_t i = 0; i < MOST_THREADS; i++) {
-        free(m->workers[i].row);
-        free(m->workers[i].panel);
-    }
+    for (uint32_t i = 0; i < MOST_THREADS; i++) free(m->workers[i].panel);
     free(m->layers);
     free(m->x);
     free(m->normal);
