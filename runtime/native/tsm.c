@@ -3,7 +3,7 @@
  * Projections are integer: weights of 8 or 4 bits a row, activations quantized to 8 bits a token as
  * they come. Sums are exact, so that every kind of instructions gives the same integers; the
  * floating-point rest is one source, in a fixed order of additions, without contraction
- * (-ffp-contract=off): the same model gives the same bits in plain C, on AVX2 and on AVX-512.
+ * (-ffp-contract=off): the same model gives the same bits in plain C, on AVX2, AVX-512 and NEON.
  */
 #include "tsm.h"
 
@@ -20,11 +20,11 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
-#elif defined(__GNUC__) && \
-    (defined(__aarch64__) || (defined(__arm__) && __ARM_ARCH >= 7 && defined(__ARM_PCS_VFP)))
+#elif defined(__ARM_NEON) || \
+    (defined(__arm__) && __ARM_ARCH >= 7 && defined(__ARM_FP) && !defined(__clang__))
 #include <arm_neon.h>
 #define NEON 1
-#if defined(__linux__)
+#ifdef __linux__
 #include <sys/auxv.h>
 #endif
 #endif
@@ -409,25 +409,16 @@ __attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
 #endif
 
 #ifdef NEON
-#ifdef __arm__ /* where the compiler's own flags may be without it: Debian's armhf */
-#define NEON_TARGET __attribute__((target("fpu=neon")))
-#else
+#ifdef __ARM_NEON
 #define NEON_TARGET
+#else /* 32 bits, the compiler's own flags without it, as Debian's are */
+#define NEON_TARGET __attribute__((target("fpu=neon")))
 #endif
 
-/* Products of 16 codes: into any lanes. |codes| <= 127: two of them fit into 16 bits. */
+/* Products of 16 codes, into whichever lanes. |codes| <= 127: two of them fit into 16 bits. */
 NEON_TARGET static inline int32x4_t neon_add(int32x4_t sum, int8x16_t w, int8x16_t x) {
     int16x8_t pairs = vmull_s8(vget_low_s8(w), vget_low_s8(x));
     return vpadalq_s16(sum, vmlal_s8(pairs, vget_high_s8(w), vget_high_s8(x)));
-}
-
-/* The same, each four into the lane where they are, as vdotq_s32. */
-NEON_TARGET static inline int32x4_t neon_add_by_lane(int32x4_t sum, int8x16_t w, int8x16_t x) {
-    int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
-    int16x8_t high = vmull_s8(vget_high_s8(w), vget_high_s8(x));
-    int16x4_t first = vpadd_s16(vget_low_s16(low), vget_high_s16(low));
-    int16x4_t second = vpadd_s16(vget_low_s16(high), vget_high_s16(high));
-    return vpadalq_s16(sum, vcombine_s16(first, second));
 }
 
 NEON_TARGET static inline void neon_totals(const int32x4_t *v, int32_t *totals) {
@@ -464,11 +455,11 @@ NEON_TARGET static inline int8x16_t neon_tail(const void *place, uint32_t left) 
         }                                                                                          \
     }
 
-#define NEON_KERNELS(name, TARGET, ADD, ADD_BY_LANE)                                               \
-    TARGET static void name##_four8(const uint8_t *codes, const int8_t *x, uint32_t n,             \
+#define NEON_KERNELS(name, TARGET, ADD)                                                            \
+    TARGET static void name##_four8(const uint8_t *codes, const int8_t *x, size_t n,               \
                                     int32_t *sums) {                                               \
         int32x4_t sum[4] = {{0}};                                                                  \
-        uint32_t i = 0;                                                                            \
+        size_t i = 0;                                                                              \
         for (; i + 16 <= n; i += 16) NEON_8(NEON_WHOLE, ADD)                                       \
         if (i < n) NEON_8(NEON_TAIL, ADD)                                                          \
         neon_totals(sum, sums);                                                                    \
@@ -477,30 +468,17 @@ NEON_TARGET static inline int8x16_t neon_tail(const void *place, uint32_t left) 
                                     int32_t *sums) {                                               \
         const int8x16_t high = vdupq_n_s8((int8_t)0xf0);                                           \
         int32x4_t sum[4] = {{0}};                                                                  \
-        uint32_t n = in / 2, i = 0;                                                                \
+        size_t n = in / 2, i = 0;                                                                  \
         for (; i + 16 <= n; i += 16) NEON_4(NEON_WHOLE, ADD)                                       \
         if (i < n) NEON_4(NEON_TAIL, ADD)                                                          \
+        for (int r = 0; r < 4; r++) sum[r] = vshrq_n_s32(sum[r], 4);                               \
         neon_totals(sum, sums);                                                                    \
-        for (int r = 0; r < 4; r++) sums[r] /= 16;                                                 \
     }                                                                                              \
     BY_FOUR(name, 8)                                                                               \
-    BY_FOUR(name, 4)                                                                               \
-    TARGET static void name##_tile(const uint8_t *panel, const int8_t *packed, uint32_t n,         \
-                                   int32_t *sums) {                                                \
-        for (int first = 0; first < ROWS; first += 4) {                                            \
-            int32x4_t sum[4][4] = {{{0}}};                                                         \
-            for (uint32_t i = 0; i < n; i += 4)                                                    \
-                for (int r = 0; r < 4; r++) {                                                      \
-                    int32x4_t w = vdupq_n_s32(word(panel + in_panel(first + r, i)));               \
-                    for (int t = 0; t < 4; t++)                                                    \
-                        sum[r][t] = ADD_BY_LANE(sum[r][t], vreinterpretq_s8_s32(w),                \
-                                                NEON_WHOLE(packed + (size_t)i * COLUMNS + 16 * t)); \
-                }                                                                                  \
-            memcpy(sums + first * COLUMNS, sum, sizeof sum);                                       \
-        }                                                                                          \
-    }
+    BY_FOUR(name, 4)
 
-NEON_KERNELS(neon, NEON_TARGET, neon_add, neon_add_by_lane)
+/* No tile: one of these instructions executed as many a token as the rows do. */
+NEON_KERNELS(neon, NEON_TARGET, neon_add)
 
 #ifdef __aarch64__
 #ifdef __ARM_FEATURE_DOTPROD
@@ -508,19 +486,37 @@ NEON_KERNELS(neon, NEON_TARGET, neon_add, neon_add_by_lane)
 #else
 #define DOT_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
-NEON_KERNELS(dot, DOT_TARGET, vdotq_s32, vdotq_s32)
+NEON_KERNELS(dot, DOT_TARGET, vdotq_s32)
+
+DOT_TARGET static void dot_tile(const uint8_t *panel, const int8_t *packed, uint32_t n,
+                                int32_t *sums) {
+    for (int first = 0; first < ROWS; first += 4) {
+        int32x4_t sum[4][4] = {{{0}}};
+        for (size_t i = 0; i < n; i += 4)
+            for (int r = 0; r < 4; r++) {
+                int32x4_t w = vdupq_n_s32(word(panel + in_panel(first + r, i)));
+                for (int t = 0; t < 4; t++) {
+                    int8x16_t x = vld1q_s8(packed + i * COLUMNS + 16 * t);
+                    sum[r][t] = vdotq_s32(sum[r][t], vreinterpretq_s8_s32(w), x);
+                }
+            }
+        memcpy(sums + first * COLUMNS, sum, sizeof sum);
+    }
+}
 #endif
 
-/* 1: NEON, 2: its dot product too, 0: neither. */
+/* 0: no NEON, 1: NEON, 2: its dot product too. */
 static int arm_simd(void) {
-#if defined(__ARM_FEATURE_DOTPROD) && defined(__aarch64__)
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
     return 2;
 #elif defined(__aarch64__) && defined(__linux__)
     return getauxval(AT_HWCAP) & 1 << 20 /* HWCAP_ASIMDDP */ ? 2 : 1;
+#elif defined(__ARM_NEON)
+    return 1;
 #elif defined(__linux__)
     return getauxval(AT_HWCAP) & 1 << 12 /* HWCAP_NEON */ ? 1 : 0;
 #else
-    return 1;
+    return 0;
 #endif
 }
 #endif
@@ -726,7 +722,7 @@ static void choose(tsm_model *m, int simd) {
         m->simd = 2;
     }
 #elif defined(NEON)
-    const kernels neon = {neon_rows8, neon_rows4, neon_tile, 0};
+    const kernels neon = {neon_rows8, neon_rows4, NULL, 0};
     if (simd >= 1 && arm_simd() >= 1) {
         m->kernels = neon;
         m->simd = 1;
