@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_native import SPEC, exported
 
 from tsm.export.tolerance import check
 
@@ -121,9 +122,19 @@ def installed() -> None:
 
 
 @cache
+def model(kind: str) -> Path:
+    """One of MODELS, or of random weights in rows that no vector divides."""
+    if kind in MODELS:
+        return MODELS[kind]
+    folder = FOLDER / "odd"
+    folder.mkdir(exist_ok=True)
+    return exported(folder, SPEC, kind.split()[1])
+
+
+@cache
 def bits_of_x86(kind: str) -> dict:
     """What plain C computes here, without one vector instruction by hand."""
-    command = [sys.executable, HERE / "probe.py", MODELS[kind], "native"]
+    command = [sys.executable, HERE / "probe.py", model(kind), "native"]
     reports = json.loads(run(command, {"PATH": os.defpath, "PYTHONPATH": str(RUNTIME)}))
     assert reports[0].pop("simd") == 0
     return reports[0]
@@ -134,9 +145,9 @@ def logits_of(report: dict) -> np.ndarray:
 
 
 @machines
-@models
+@pytest.mark.parametrize("kind", [*MODELS, "odd int8", "odd int4"])
 def test_every_kind_of_instructions_gives_the_bits_of_x86(machine, kind):
-    reports = json.loads(machine.run("probe.py", MODELS[kind], "native"))
+    reports = json.loads(machine.run("probe.py", model(kind), "native"))
     assert [found.pop("simd") for found in reports] == [min(i, machine.simd) for i in range(3)]
     wanted = bits_of_x86(kind)
     for found in reports:
@@ -176,7 +187,9 @@ def test_the_tools_give_what_they_give_on_x86(machine, tmp_path):
     assert unpacked.read_bytes() == unpacked_here.read_bytes() == text.read_bytes()
 
     score = ("score.py", text, "--engine", "native", "--json")
-    assert json.loads(machine.run(*score)) == pytest.approx(json.loads(here(*score)))
+    found, wanted = json.loads(machine.run(*score)), json.loads(here(*score))
+    assert found["total_nats"] == pytest.approx(wanted["total_nats"])  # logarithms are libm's
+    assert [a["offset"] for a in found["anomalies"]] == [a["offset"] for a in wanted["anomalies"]]
     describe = ("describe.py", MODELS["int8"], "--json")
     found, wanted = json.loads(machine.run(*describe)), json.loads(here(*describe))
     assert "native" in found.pop("engines") and wanted.pop("engines")
@@ -228,7 +241,7 @@ def test_a_small_virtual_machine_generates(memory_mib, disk):
     assert "reboot: Power down" in console
     reports = [json.loads(line) for line in console.splitlines() if line.startswith("{")]
     assert len(reports) == len(MODELS), console
-    for report, (kind, model) in zip(reports, MODELS.items(), strict=True):
+    for report, kind in zip(reports, MODELS, strict=True):
         print(f"{memory_mib} MiB, {kind}: {report['peak_rss_bytes']:,} bytes at most")
-        assert report["text"] == here("generate.py", model, "--bytes", 60).decode()
+        assert report["text"] == here("generate.py", MODELS[kind], "--bytes", 60).decode()
         assert report["peak_rss_bytes"] <= SLACK * LIMITS["peak_rss_bytes"][kind]
