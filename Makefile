@@ -6,7 +6,7 @@ BIN = .venv/bin
 
 NATIVE = runtime/native/libtsm.so
 
-.PHONY: demo test test-arm lint train export lock native
+.PHONY: demo test test-arm lint train export lock native fuzz
 
 # Without a C compiler the demo runs on LiteRT.
 demo: .venv-demo/ready
@@ -25,6 +25,22 @@ native: $(NATIVE)
 $(NATIVE): runtime/native/tsm.c runtime/native/tsm.h
 	$(CC) -std=gnu99 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi -fPIC -shared -o $@.partial $< -lm -pthread
 	mv $@.partial $@
+
+# Ten million executions of each loader, or as many as FUZZ_RUNS says. Wants clang and its libFuzzer
+# (Debian: clang, libclang-rt-14-dev). Inputs worth keeping stay in build/fuzz, as does a finding.
+FUZZ_RUNS ?= 10000000
+FUZZ = build/fuzz
+fuzz: native
+	mkdir -p $(FUZZ)/corpus
+	$(PYTHON) tests/fuzz/seeds.py $(FUZZ)/seeds
+	clang -std=gnu99 -O2 -g -Wno-psabi -DWIDE= -ffp-contract=off -fno-sanitize-recover=all \
+	  -fsanitize=fuzzer,address,undefined -o $(FUZZ)/native \
+	  tests/fuzz/fuzz_native.c runtime/native/tsm.c -lm -pthread
+	$(FUZZ)/native $(FUZZ)/corpus $(FUZZ)/seeds -max_len=4096 -runs=$(FUZZ_RUNS)
+	$(PYTHON) -m venv $(FUZZ)/venv
+	$(FUZZ)/venv/bin/pip install -q atheris==3.0.0
+	for loader in artifact state; do $(FUZZ)/venv/bin/python tests/fuzz/fuzz_loaders.py \
+	  $$loader $(FUZZ)/$$loader -max_len=8192 -runs=$(FUZZ_RUNS) || exit 1; done
 
 lint: .venv/ready
 	$(BIN)/ruff check -q .

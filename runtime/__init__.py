@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
+
 
 if TYPE_CHECKING:
     from tsm.runtime.grammar import Grammar

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ FORMAT_VERSION = 2
 MARKER = b'{"tsm_artifact": '
 PIECE_BYTES = 1 << 20  # a file is read in pieces: verifying must not cost memory
 JSON_BYTES_LIMIT = 1 << 16
+BLOCK_TOKENS_LIMIT = 1 << 16
+STATE_VALUES_LIMIT = 1 << 27  # 512 MB: of attention over 8K bytes, say
 
 _SEALED_FIELDS = ', "file_bytes": "%012d", "sha256": "%s"'
 _HEADER = re.compile(
@@ -51,6 +54,15 @@ class Artifact:
     places: dict[str, list[str]]  # by weight, offsets in the file (native_engine.py), or empty
 
 
+_WANTED = {
+    "spec": "an object",
+    "state": "shapes of whole numbers by name, of not too many values",
+    "places": "lists of text by name",
+    "prefill_tokens": "a whole number, 1 to 65,536",
+    "quantization": "text",
+    "license": "text",
+    "source_sha256": "text",
+}
 _KEYS = {f.name for f in fields(Artifact)} - {"path", "sha256"}
 
 
@@ -137,7 +149,27 @@ def _verify(path: Path, file: BinaryIO) -> Artifact:
     if metadata.keys() != _KEYS | {"sha256"}:
         found = sorted(metadata.keys() - {"sha256"})
         raise ArtifactError(f"{path}: header keys {found}, wanted {sorted(_KEYS)}")
+    wrong = [key for key in _WANTED if not _fits(key, metadata[key])]
+    if wrong:
+        raise ArtifactError(f"{path}: header {wrong[0]}, wanted {_WANTED[wrong[0]]}")
     return Artifact(path=path, **metadata)
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key == "prefill_tokens":
+        return type(value) is int and 0 < value <= BLOCK_TOKENS_LIMIT
+    if key in ("spec", "state", "places"):
+        if not isinstance(value, dict):
+            return False
+        shapes = value.values()
+        if key == "places":
+            return all(isinstance(v, list) and all(type(p) is str for p in v) for v in shapes)
+        if key == "state":
+            sizes = [v if isinstance(v, list) else [0] for v in shapes]
+            whole = all(type(n) is int and n > 0 for size in sizes for n in size)
+            return whole and sum(map(math.prod, sizes)) <= STATE_VALUES_LIMIT
+        return True
+    return isinstance(value, str)
 
 
 def _sha256_less(file: BinaryIO, digest_offset: int) -> str:

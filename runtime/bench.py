@@ -26,7 +26,10 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import Artifact, open_artifact

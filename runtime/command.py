@@ -9,7 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO, NoReturn, TypeVar
+
+    T = TypeVar("T")
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import ArtifactError
@@ -19,7 +24,6 @@ else:
     from engines import EngineError
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
-T = TypeVar("T")
 
 
 class CommandError(ValueError):
@@ -34,11 +38,20 @@ class Parser(argparse.ArgumentParser):
             prog=prog,
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=help_formatter(argparse.RawDescriptionHelpFormatter),
         )
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}\n")
+
+
+def help_formatter(kind: type[argparse.HelpFormatter]) -> Any:
+    """That kind, told its width: it would import shutil, and that bz2 and lzma, to ask for it."""
+    try:
+        columns = int(os.environ.get("COLUMNS", "")) or os.get_terminal_size().columns
+    except (OSError, ValueError):
+        columns = 80
+    return lambda prog: kind(prog, width=columns - 2)
 
 
 def number(kind: type, low: float, high: float, wanted: str) -> Callable[[str], Any]:

@@ -6,20 +6,28 @@
 A .tflite runs on the C engine of native/ where that is compiled, else on LiteRT's C library through
 ctypes, without NumPy: 34 MiB of peak memory where LiteRT's own Python interpreter takes 52. That
 interpreter is the fallback, where the C library is another version or missing. A .onnx runs on
-onnxruntime. All run on one thread: a second did not help at this size.
+onnxruntime. All run on one thread unless told otherwise.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
 import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
+    from tsm.runtime import sampling
+else:
+    import sampling
 
 if TYPE_CHECKING:
     from tsm.runtime.artifact import Artifact
@@ -34,7 +42,7 @@ _LITERT_VERSIONS = ("2.3.",)
 _LITERT_NAMES = ("libLiteRt.so", "libLiteRt.dylib", "libLiteRt.dll")
 # What `make native` builds comes before what an installation has built.
 _NATIVE_NAMES = ("libtsm.so", "libtsm*.so", "libtsm*.dylib", "libtsm*.pyd", "libtsm*.dll")
-_LITERT_OPTIONS = b'kernel_mode = "builtin"\nnum_threads = 1\n'
+_LITERT_OPTIONS = 'kernel_mode = "builtin"\nnum_threads = {}\n'
 _LITERT_CPU = 1
 # Environment options as (tag, type, value): register CPU kernels only (24), so that no GPU
 # library is searched for, and log errors only (25). Type 2 is an integer.
@@ -50,6 +58,7 @@ class Engine(ABC):
     """A model and the state of one stream of text."""
 
     any_length = False  # else only whole blocks and single bytes can be run
+    draw = staticmethod(sampling.draw)  # an engine may have a faster one of the same result
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -111,10 +120,10 @@ class Engine(ABC):
 class LiteRtEngine(Engine):
     """LiteRT's C library through ctypes."""
 
-    def __init__(self, artifact: Artifact, library: Path) -> None:
+    def __init__(self, artifact: Artifact, library: Path, threads: int) -> None:
         super().__init__(artifact)
         self._library = ctypes.CDLL(str(library))
-        model = self._compile()
+        model = self._compile(_LITERT_OPTIONS.format(threads).encode())
         self._state = 0  # which of two buffers is the input; the other takes the output
         self._memory: dict[tuple[str, int], Any] = {}  # (name, which) -> ctypes array
         buffers: dict[tuple[str, int], Any] = {}
@@ -141,6 +150,11 @@ class LiteRtEngine(Engine):
                     arguments += [ctypes.c_size_t(len(names)), row]
                 runs.append(arguments)
             self._entries[tokens] = runs
+        found = {name: len(self._memory[name, 0]) for name in self.artifact.state}
+        if found != self._state_bytes():
+            raise EngineError(
+                f"{artifact.path}: state of bytes {found}, its header wants {self._state_bytes()}"
+            )
         self.reset()
 
     def get_state(self) -> dict[str, bytes]:
@@ -173,7 +187,7 @@ class LiteRtEngine(Engine):
         self._call(name, *arguments, ctypes.byref(made))
         return made
 
-    def _compile(self) -> ctypes.c_void_p:
+    def _compile(self, cpu_options: bytes) -> ctypes.c_void_p:
         settings = (ctypes.c_int64 * 6)(*_LITERT_ENVIRONMENT)
         environment = self._new("CreateEnvironment", 2, settings)
         path = os.fsencode(self.artifact.path)
@@ -181,7 +195,7 @@ class LiteRtEngine(Engine):
         options = self._new("CreateOptions")
         self._call("SetOptionsHardwareAccelerators", options, _LITERT_CPU)
         keep = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # Python owns the text
-        cpu = self._new("CreateOpaqueOptions", b"xnnpack", _LITERT_OPTIONS, keep)
+        cpu = self._new("CreateOpaqueOptions", b"xnnpack", cpu_options, keep)
         self._call("AddOpaqueOptions", options, cpu)
         self._compiled = self._new("CreateCompiledModel", environment, model, options)
         self._library.LiteRtDestroyOptions(options)  # while `keep` still lives
@@ -264,20 +278,25 @@ class NumpyEngine(Engine):
         return logits
 
 
-def open_engine(artifact: Artifact, kind: str = "") -> Engine:
+def open_engine(
+    artifact: Artifact, kind: str = "", threads: int = 1, lookahead: bool = False
+) -> Engine:
     """The engine of a kind, one of `kinds(artifact)`; by default the best that is installed
-    here for this artifact. Raises EngineError."""
-    here = kinds(artifact)
-    if not here:
+    here for this artifact. `lookahead`: text that repeats itself is read ahead of time, where
+    that changes no bit: on the native engine. Raises EngineError."""
+    here = _kinds(artifact)
+    found = list(here) if kind else list(islice(here, 1))
+    if not found:
         package = "ai-edge-litert" if _is_tflite(artifact) else "onnxruntime"
         raise EngineError(f"{artifact.path}: no engine found, wanted: pip install {package}")
-    kind = kind or here[0]
-    if kind not in here:
+    kind = kind or found[0]
+    if kind not in found:
         raise EngineError(
-            f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(here)}"
+            f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(found)}"
         )
     try:
-        return _OPEN[kind](artifact)
+        engine = _OPEN[kind](artifact, threads)
+        return _looking_ahead(engine) if lookahead and kind == "native" else engine
     except EngineError:
         raise
     except Exception as error:  # interpreters raise their own types, some of many lines
@@ -287,11 +306,24 @@ def open_engine(artifact: Artifact, kind: str = "") -> Engine:
 
 def kinds(artifact: Artifact) -> list[str]:
     """The engines that are here and can run this artifact, the best first."""
-    if not _is_tflite(artifact):
-        return ["onnx"] if importlib.util.find_spec("onnxruntime") else []
-    native = artifact.places and native_library()
-    litert = importlib.util.find_spec("ai_edge_litert")
-    return ["native"] * bool(native) + ["litert"] * bool(litert)
+    return list(_kinds(artifact))
+
+
+def _kinds(artifact: Artifact) -> Iterator[str]:
+    if _is_tflite(artifact):
+        if artifact.places and native_library():
+            yield "native"
+        if _package("ai_edge_litert"):
+            yield "litert"
+    elif _package("onnxruntime"):
+        yield "onnx"
+
+
+def _package(name: str) -> Any:
+    """Where it would be imported from, or None."""
+    import importlib.util  # a start of the native engine does without
+
+    return importlib.util.find_spec(name)
 
 
 def native_library() -> Path | None:
@@ -308,29 +340,38 @@ def _is_tflite(artifact: Artifact) -> bool:
         raise EngineError(f"{artifact.path}: {error.strerror}") from None
 
 
-def _open_native(artifact: Artifact) -> Engine:
+def _open_native(artifact: Artifact, threads: int) -> Engine:
     if TYPE_CHECKING or __package__:
         from tsm.runtime.native_engine import NativeEngine
     else:
         from native_engine import NativeEngine
-    engine: Any = NativeEngine(artifact)
+    engine: Any = NativeEngine(artifact, threads=threads)
     return engine
 
 
-def _open_litert(artifact: Artifact) -> Engine:
-    package: Any = importlib.util.find_spec("ai_edge_litert")  # finds it without importing it
+def _looking_ahead(engine: Engine) -> Engine:
+    if TYPE_CHECKING or __package__:
+        from tsm.runtime.lookahead import Lookahead
+    else:
+        from lookahead import Lookahead
+    ahead: Any = Lookahead
+    return ahead(engine)
+
+
+def _open_litert(artifact: Artifact, threads: int) -> Engine:
+    package = _package("ai_edge_litert")  # found without importing it
     folder = Path(package.submodule_search_locations[0])
     library = next((folder / n for n in _LITERT_NAMES if (folder / n).exists()), None)
     version = next((p.name.split("-")[1] for p in folder.parent.glob("ai_edge_litert-*-info")), "")
     if library and version.startswith(_LITERT_VERSIONS):
-        return LiteRtEngine(artifact, library)
+        return LiteRtEngine(artifact, library, threads)
 
     from ai_edge_litert import interpreter
 
     # XNNPACK, the default delegate, would copy the weights: 15 MiB more.
     kernels = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     model = interpreter.Interpreter(
-        model_path=str(artifact.path), num_threads=1, experimental_op_resolver_type=kernels
+        model_path=str(artifact.path), num_threads=threads, experimental_op_resolver_type=kernels
     )
     decode, prefill = (model.get_signature_runner(key) for key in ("decode", "prefill"))
 
@@ -340,12 +381,12 @@ def _open_litert(artifact: Artifact) -> Engine:
     return NumpyEngine(artifact, call, "int32")
 
 
-def _open_onnx(artifact: Artifact) -> Engine:
+def _open_onnx(artifact: Artifact, threads: int) -> Engine:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, which reads it
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.enable_cpu_mem_arena = False  # the arena grows to a prompt's size and stays there
     session = onnxruntime.InferenceSession(
         str(artifact.path), options, providers=["CPUExecutionProvider"]

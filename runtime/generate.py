@@ -22,10 +22,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.command import Parser, end, number
+    from tsm.runtime.command import Parser, end, help_formatter, number
     from tsm.runtime.engines import ENGINES, SHIPPED_MODEL
     from tsm.runtime.sampling import (
         RANGES,
@@ -38,7 +41,7 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.state import StateError
     from tsm.runtime.stream import Model, Stream, load
 else:
-    from command import Parser, end, number
+    from command import Parser, end, help_formatter, number
     from engines import ENGINES, SHIPPED_MODEL
     from sampling import (
         RANGES,
@@ -123,7 +126,7 @@ def _bias(text: str) -> tuple[int, float]:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     whole = number(int, 0, math.inf, "a whole number, 0 or more")
     parser = Parser("tsm-generate", "Generate text from a TSM model.")
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.formatter_class = help_formatter(argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("model", nargs="?", type=Path, default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
     prompts = parser.add_mutually_exclusive_group()
@@ -189,6 +192,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--samples", type=some, default=1, metavar="N", help="texts, with seeds S, S + 1, ...")
     add("--interactive", action="store_true", help="answer each line of input; Ctrl-C: enough")
     add("--engine", choices=ENGINES, default="", help="what computes; by default the best here")
+    add("--threads", type=some, default=1, metavar="N", help="that compute")
+    add(
+        "--lookahead",
+        action="store_true",
+        help="read text that repeats itself ahead of time; the text is the same",
+    )
     add("--json", action="store_true", help="print one JSON object a text, at its end")
     add(
         "--logprobs",
@@ -295,7 +304,7 @@ def _generate(stream: Stream, arguments: argparse.Namespace, started: float, hea
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    model = load(arguments.model, arguments.engine)
+    model = load(arguments.model, arguments.engine, arguments.threads, arguments.lookahead)
     started = time.perf_counter()
     stream = _open_stream(model, arguments)
     saved, unfinished = getattr(arguments, "save_state", None), False

@@ -11,7 +11,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 from array import array
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.engines import VOCABULARY, Engine, EngineError, native_library
@@ -80,6 +83,18 @@ class NativeEngine(Engine):
             raise EngineError("feed: no bytes, wanted at least one")
         return self._read(data, every=False)
 
+    def draw(  # type: ignore[override]  # a static one
+        self,
+        logits: array[float],
+        adjust: array[float] | None,
+        temperature: float,
+        top_k: int,
+        *more: float,
+    ) -> int:
+        """As sampling.draw."""
+        added, top_k = adjust and _place(adjust), min(top_k, VOCABULARY)
+        return self._library.tsm_draw(_place(logits), added, temperature, top_k, *more)
+
     def frequencies(self, logits: array[float]) -> array[int]:
         """The distribution of 256 logits as an arithmetic coder wants it: 257 sums from 0 to
         65,536, no step below 1, the same on every machine."""
@@ -127,6 +142,7 @@ def _library() -> Any:
     path = native_library()
     library = ctypes.CDLL(str(path))
     pointer, size, whole = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    real = ctypes.c_double
     for name, result, arguments in (
         ("version", ctypes.c_uint32, []),
         ("new", pointer, [pointer, pointer, size, pointer, size, whole, ctypes.c_uint32]),
@@ -134,6 +150,7 @@ def _library() -> Any:
         ("simd", whole, [pointer]),
         ("read", whole, [pointer, pointer, pointer, ctypes.c_char_p, size, pointer, whole]),
         ("frequencies", None, [pointer, pointer]),
+        ("draw", ctypes.c_uint8, [pointer, pointer, real, ctypes.c_uint32, *[real] * 4]),
     ):
         call = getattr(library, f"tsm_{name}")
         call.restype, call.argtypes = result, arguments

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.state import StateError

@@ -16,7 +16,10 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VOCABULARY = 256
 RECENT_BYTES = 4096  # what a stream remembers of its own text: the longest penalty window

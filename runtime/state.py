@@ -13,7 +13,10 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAGIC, VERSION = b"TSMSTATE", 1
 _HEAD = struct.Struct("<8sIII")

@@ -21,7 +21,10 @@ from _thread import allocate_lock  # threading costs a start 1 ms
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime import sampling as sample
@@ -53,10 +56,12 @@ _READ, _DRAWN = 1, 2  # marks of a byte: a read began with it; it was drawn
 _DRAWN_MARK = bytes([_READ | _DRAWN])
 
 
-def load(path: str | Path = SHIPPED_MODEL, engine: str = "") -> Model:
+def load(
+    path: str | Path = SHIPPED_MODEL, engine: str = "", threads: int = 1, lookahead: bool = False
+) -> Model:
     """Verifies the artifact and opens it; engine: one of engines.ENGINES, by default the best
-    that is here. Raises ArtifactError or EngineError."""
-    return Model(open_engine(open_artifact(path), engine))
+    that is here; lookahead: as for engines.open_engine. Raises ArtifactError or EngineError."""
+    return Model(open_engine(open_artifact(path), engine, threads, lookahead))
 
 
 def _some(pieces: Iterator[str]) -> str | None:
@@ -166,7 +171,7 @@ class Stream:
         adjust = sampling.adjust(logits, self._text)
         if grammar:
             adjust = grammar.mask(adjust)
-        byte = sample.draw(
+        byte = self._model.engine.draw(
             logits,
             adjust,
             sampling.temperature,

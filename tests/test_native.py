@@ -12,6 +12,7 @@ import re
 from array import array
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from tsm.export import to_tflite, verify
 from tsm.export.tolerance import check
 from tsm.runtime import artifact as artifacts
-from tsm.runtime import engines
+from tsm.runtime import engines, sampling
 from tsm.runtime.native_engine import NativeEngine
 from tsm.training import model
 from tsm.training.checkpoint import save_model
@@ -172,6 +173,43 @@ def test_a_file_that_says_something_else_is_one_clear_error(path, tmp_path, chan
     assert re.fullmatch(r"[^\n]+ its (places|state)[^\n]+", str(refused.value))
 
 
+def places_within(value, place=()):
+    """The keys to every value of a JSON object."""
+    if place:
+        yield place
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    for key in keys:
+        yield from places_within(value[key], (*place, key))
+
+
+OTHERS = [None, True, -1, 0, 1, 3, 16, 2**31, 2**64, 1e300, "", "x", "000000000064", [], {}, [1]]
+
+
+def test_a_thousand_headers_that_say_something_else(tmp_path):
+    """Sealed like good ones: each is refused in one line, or says nothing that matters."""
+    whole = exported(tmp_path, SPEC, "int8").read_bytes()
+    start, choose, refused = whole.index(artifacts.MARKER), Random(0), 0
+    stored, length = json.JSONDecoder().raw_decode(whole[start:].decode("utf-8", "replace"))
+    for _ in range(1000):
+        header = json.loads(json.dumps(stored))
+        for _ in range(choose.choice([1, 2])):
+            seal = ("tsm_artifact", "file_bytes", "sha256")
+            *way, last = choose.choice([p for p in places_within(header) if p[0] not in seal])
+            parent = header
+            for key in way:
+                parent = parent[key]
+            parent[last] = choose.choice(OTHERS)
+        text = json.dumps(header)[:-1].encode().ljust(length - 1) + b"}"
+        bad = tmp_path / "bad.tflite"
+        bad.write_bytes(artifacts.seal(whole[:start] + text + whole[start + length :]))
+        try:
+            engines.open_engine(artifacts.open_artifact(bad)).feed(b"abc")
+        except (artifacts.ArtifactError, engines.EngineError) as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 500 < refused < 1000
+
+
 def test_a_spec_that_the_library_does_not_run_has_no_places():
     library = ctypes.CDLL(str(engines.native_library()))
     library.tsm_place_count.restype = ctypes.c_size_t
@@ -198,3 +236,17 @@ def test_frequencies_are_the_softmax_and_the_same_bits_everywhere(path):
         wanted *= (65536 - 256) / wanted.sum()
         less = np.delete(found - 1 - wanted, logits.argmax())  # which takes the rest
         assert less.max() <= 0.02 and less.min() >= -1.02
+
+
+def test_draw_is_the_sampler_s_to_the_byte(path):
+    engine, random = native(path), np.random.default_rng(5)
+    for turn in range(3000):
+        logits = random.standard_normal(256) * random.choice([0.1, 1, 5, 30])
+        logits = np.round(logits) if turn % 3 == 0 else logits  # many equal ones
+        adjust = random.choice([0, 0, 1, -1, -np.inf], 256)
+        adjust[random.integers(256)] = 0
+        arrays = array("f", logits), array("f", adjust) if turn % 2 else None
+        choices = [0, 0.3, 1, 2], [0, 1, 5, 2**32 + 1], [1, 0.9, 0.2], [1, 0.9, 0.5], [0, 0.05, 1]
+        settings = [one[random.integers(len(one))] for one in choices]
+        where = float(random.random())
+        assert engine.draw(*arrays, *settings, where) == sampling.draw(*arrays, *settings, where)

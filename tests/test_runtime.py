@@ -139,6 +139,29 @@ def test_a_damaged_artifact_is_refused_before_any_interpreter(
         stream.load(path)
 
 
+def test_a_thousand_damages_are_each_one_clear_error(tmp_path):
+    whole, choose, path = sealed(), random.Random(1), tmp_path / "model"
+    for _ in range(1000):
+        data, place = bytearray(whole), choose.randrange(len(whole))
+        kind = choose.choice(["bit", "cut", "insert", "zeros", "twice"])
+        if kind == "bit":
+            data[place] ^= 1 << choose.randrange(8)
+        elif kind == "cut":
+            del data[place:]
+        elif kind == "insert":
+            data[place:place] = choose.randbytes(choose.randrange(1, 100))
+        elif kind == "zeros":
+            data[place:] = bytes(len(data) - place)
+        else:
+            data += data[place:]
+        path.write_bytes(data)
+        try:
+            artifact.open_artifact(path)
+            assert data == whole  # a last zero made zero
+        except artifact.ArtifactError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+
+
 def test_metadata_is_exactly_what_the_format_says():
     with pytest.raises(artifact.ArtifactError, match="wanted"):
         artifact.metadata_json({**METADATA, "mood": "gay"})

@@ -29,14 +29,14 @@
 #endif
 #endif
 
-/* The same lines compiled for wider vectors, chosen when the library is loaded. */
-#if defined(X86) && defined(__gnu_linux__)
+/* The same lines compiled for wider vectors, chosen when the library is loaded; clang cannot. */
+#if !defined(WIDE) && defined(X86) && defined(__gnu_linux__) && !defined(__clang__)
 #define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
+#elif !defined(WIDE)
 #define WIDE
 #endif
 
-enum { BLOCK = 64, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 4,
+enum { BLOCK = 64, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 12,
        MOST_THREADS = 16, SPINS = 1 << 14 };
 
 typedef struct {
@@ -187,6 +187,7 @@ WIDE static float quantize(const float *x, int8_t *codes, uint32_t n, int32_t *s
     float steps = greatest > 1e-30f ? 127 / greatest : 0;
     for (i = 0; i < n; i++) {
         float scaled = x[i] * steps;
+        scaled = scaled == scaled ? scaled : 0; /* not a number: a model that is damaged */
         int32_t code = (int32_t)(scaled + copysignf(0.5f, scaled));
         codes[i] = (int8_t)code;
         found += code;
@@ -939,19 +940,27 @@ int tsm_read(tsm_model *m, float *channels, float *history, const uint8_t *token
 
 /* Distributions */
 
-WIDE void tsm_frequencies(const float *logits, uint32_t *cumulative) {
-    float greatest = logits[0], weights[256];
-    uint32_t likeliest = 0, sum = 0;
-    for (uint32_t i = 1; i < 256; i++)
-        if (logits[i] > greatest) greatest = logits[likeliest = i];
+/* weights = exp(logits - greatest). Returns their sum. */
+WIDE static float exponentials(const float *logits, float greatest, float *weights) {
     wide sums = {0};
     for (uint32_t i = 0; i < 256; i += LANES) {
         wide weight = exp_minus(*(const wide_at *)(logits + i) - greatest);
         *(wide_at *)(weights + i) = weight;
         sums += weight;
     }
-    float scale = (float)(TSM_FREQUENCIES - 256) / total(sums);
-    for (uint32_t i = 0; i < 256; i++) sum += cumulative[i + 1] = 1 + (uint32_t)(weights[i] * scale);
+    return total(sums);
+}
+
+void tsm_frequencies(const float *logits, uint32_t *cumulative) {
+    float greatest = logits[0], weights[256];
+    uint32_t likeliest = 0, sum = 0;
+    for (uint32_t i = 1; i < 256; i++)
+        if (logits[i] > greatest) greatest = logits[likeliest = i];
+    float parts = (float)(TSM_FREQUENCIES - 256) / exponentials(logits, greatest, weights);
+    for (uint32_t i = 0; i < 256; i++) {
+        float part = weights[i] * parts;
+        sum += cumulative[i + 1] = 1 + (part >= 0 ? (uint32_t)part : 0); /* not a number: 0 */
+    }
     cumulative[likeliest + 1] += TSM_FREQUENCIES - sum; /* what rounding has left, or taken */
     cumulative[0] = 0;
     for (uint32_t i = 0; i < 256; i++) cumulative[i + 1] += cumulative[i];
@@ -999,7 +1008,7 @@ uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, u
         powers[byte] = (keys[order[0]] - keys[byte]) / temperature;
         weights[byte] = exp(powers[byte]);
     }
-    while (!(weights[order[count - 1]] > 0)) count--;
+    while (count > 1 && !(weights[order[count - 1]] > 0)) count--;
     if (typical_p < 1) { /* surprises nearest to their mean, the entropy */
         double distances[256], entropy = 0, total = 0;
         for (uint32_t i = 0; i < count; i++) total += weights[order[i]];
@@ -1020,7 +1029,7 @@ uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, u
     }
     double least = min_p * weights[order[0]];
     if (top_p < 1) count = reaching(weights, order, count, top_p);
-    while (weights[order[count - 1]] < least) count--;
+    while (count > 1 && weights[order[count - 1]] < least) count--;
     all = 0;
     for (uint32_t i = 0; i < count; i++) all += weights[order[i]];
     for (; drawn + 1 < count; drawn++)
