@@ -6,7 +6,7 @@ BIN = .venv/bin
 
 NATIVE = runtime/native/libtsm.so
 
-.PHONY: demo test lint train export lock native fuzz
+.PHONY: demo test test-arm lint train export lock native fuzz
 
 # Without a C compiler the demo runs on LiteRT.
 demo: .venv-demo/ready
@@ -15,6 +15,10 @@ demo: .venv-demo/ready
 
 test: lint native
 	$(BIN)/python -m pytest
+
+# On emulated ARM: a Debian for amd64 is needed, and about 900 MB.
+test-arm: .venv/ready native .arm/ready .arm/int4.tflite
+	$(BIN)/python -m pytest -rP tests/arm/emulated.py
 
 native: $(NATIVE)
 
@@ -66,6 +70,13 @@ export: .venv/ready native
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install -q --no-deps -r requirements/demo.lock
 	touch $@
+
+.arm/ready: tests/arm/setup.sh tests/arm/init tests/arm/count.c requirements/demo.lock | .venv/ready
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/arm/setup.sh .arm
+	touch $@
+
+.arm/int4.tflite: models/shakespeare.safetensors $(wildcard export/*.py) | .arm/ready
+	$(BIN)/python export/to_tflite.py --quantize int4 --out $@
 
 # What a fresh resolution of the extras gives today, on a machine whose pip takes torch's CPU build.
 # Its local version (+cpu) is dropped: where there is no such build, plain 2.13.0 serves as well.

@@ -3,7 +3,7 @@
  * Projections are integer: weights of 8 or 4 bits a row, activations quantized to 8 bits a token as
  * they come. Sums are exact, so that every kind of instructions gives the same integers; the
  * floating-point rest is one source, in a fixed order of additions, without contraction
- * (-ffp-contract=off): the same model gives the same bits in plain C, on AVX2 and on AVX-512.
+ * (-ffp-contract=off): the same model gives the same bits in plain C, on AVX2, AVX-512 and NEON.
  */
 #include "tsm.h"
 
@@ -20,10 +20,11 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
-#elif defined(__aarch64__) || defined(__ARM_NEON)
+#elif defined(__ARM_NEON) || \
+    (defined(__arm__) && __ARM_ARCH >= 7 && defined(__ARM_FP) && !defined(__clang__))
 #include <arm_neon.h>
 #define NEON 1
-#if defined(__linux__)
+#ifdef __linux__
 #include <sys/auxv.h>
 #endif
 #endif
@@ -418,6 +419,119 @@ __attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
 }
 #endif
 
+#ifdef NEON
+#ifdef __ARM_NEON
+#define NEON_TARGET
+#else /* 32 bits, the compiler's own flags without it, as Debian's are */
+#define NEON_TARGET __attribute__((target("fpu=neon")))
+#endif
+
+/* Products of 16 codes, into whichever lanes. |codes| <= 127: two of them fit into 16 bits. */
+NEON_TARGET static inline int32x4_t neon_add(int32x4_t sum, int8x16_t w, int8x16_t x) {
+    int16x8_t pairs = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+    return vpadalq_s16(sum, vmlal_s8(pairs, vget_high_s8(w), vget_high_s8(x)));
+}
+
+NEON_TARGET static inline void neon_totals(const int32x4_t *v, int32_t *totals) {
+    for (int r = 0; r < 4; r++) {
+        int32x2_t half = vadd_s32(vget_low_s32(v[r]), vget_high_s32(v[r]));
+        totals[r] = vget_lane_s32(vpadd_s32(half, half), 0);
+    }
+}
+
+/* What is left of a row, fewer than 16 bytes, with zeros after it. */
+NEON_TARGET static inline int8x16_t neon_tail(const void *place, uint32_t left) {
+    int8_t bytes[16] = {0};
+    memcpy(bytes, place, left);
+    return vld1q_s8(bytes);
+}
+
+#define NEON_WHOLE(place) vld1q_s8((const int8_t *)(place))
+#define NEON_TAIL(place) neon_tail(place, n - i)
+
+#define NEON_8(LOAD, ADD)                                                                          \
+    {                                                                                              \
+        int8x16_t v = LOAD(x + i);                                                                 \
+        for (int r = 0; r < 4; r++) sum[r] = ADD(sum[r], LOAD(codes + (size_t)r * n + i), v);      \
+    }
+
+/* Codes times 16, which is what a half of a byte is where it needs no shift to the right. */
+#define NEON_4(LOAD, ADD)                                                                          \
+    {                                                                                              \
+        int8x16_t even = LOAD(x + i), odd = LOAD(x + n + i);                                       \
+        for (int r = 0; r < 4; r++) {                                                              \
+            int8x16_t both = LOAD(codes + (size_t)r * n + i);                                      \
+            sum[r] = ADD(sum[r], vshlq_n_s8(both, 4), even);                                       \
+            sum[r] = ADD(sum[r], vandq_s8(both, high), odd);                                       \
+        }                                                                                          \
+    }
+
+#define NEON_KERNELS(name, TARGET, ADD)                                                            \
+    TARGET static void name##_four8(const uint8_t *codes, const int8_t *x, size_t n,               \
+                                    int32_t *sums) {                                               \
+        int32x4_t sum[4] = {{0}};                                                                  \
+        size_t i = 0;                                                                              \
+        for (; i + 16 <= n; i += 16) NEON_8(NEON_WHOLE, ADD)                                       \
+        if (i < n) NEON_8(NEON_TAIL, ADD)                                                          \
+        neon_totals(sum, sums);                                                                    \
+    }                                                                                              \
+    TARGET static void name##_four4(const uint8_t *codes, const int8_t *x, uint32_t in,            \
+                                    int32_t *sums) {                                               \
+        const int8x16_t high = vdupq_n_s8((int8_t)0xf0);                                           \
+        int32x4_t sum[4] = {{0}};                                                                  \
+        size_t n = in / 2, i = 0;                                                                  \
+        for (; i + 16 <= n; i += 16) NEON_4(NEON_WHOLE, ADD)                                       \
+        if (i < n) NEON_4(NEON_TAIL, ADD)                                                          \
+        for (int r = 0; r < 4; r++) sum[r] = vshrq_n_s32(sum[r], 4);                               \
+        neon_totals(sum, sums);                                                                    \
+    }                                                                                              \
+    BY_FOUR(name, 8)                                                                               \
+    BY_FOUR(name, 4)
+
+/* No tile: one of these instructions executed as many a token as the rows do. */
+NEON_KERNELS(neon, NEON_TARGET, neon_add)
+
+#ifdef __aarch64__
+#ifdef __ARM_FEATURE_DOTPROD
+#define DOT_TARGET
+#else
+#define DOT_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+NEON_KERNELS(dot, DOT_TARGET, vdotq_s32)
+
+DOT_TARGET static void dot_tile(const uint8_t *panel, const int8_t *packed, uint32_t n,
+                                int32_t *sums) {
+    for (int first = 0; first < ROWS; first += 4) {
+        int32x4_t sum[4][4] = {{{0}}};
+        for (size_t i = 0; i < n; i += 4)
+            for (int r = 0; r < 4; r++) {
+                int32x4_t w = vdupq_n_s32(word(panel + in_panel(first + r, i)));
+                for (int t = 0; t < 4; t++) {
+                    int8x16_t x = vld1q_s8(packed + i * COLUMNS + 16 * t);
+                    sum[r][t] = vdotq_s32(sum[r][t], vreinterpretq_s8_s32(w), x);
+                }
+            }
+        memcpy(sums + first * COLUMNS, sum, sizeof sum);
+    }
+}
+#endif
+
+/* 0: no NEON, 1: NEON, 2: its dot product too. */
+static int arm_simd(void) {
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+    return 2;
+#elif defined(__aarch64__) && defined(__linux__)
+    return getauxval(AT_HWCAP) & 1 << 20 /* HWCAP_ASIMDDP */ ? 2 : 1;
+#elif defined(__ARM_NEON)
+    return 1;
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) & 1 << 12 /* HWCAP_NEON */ ? 1 : 0;
+#else
+    return 0;
+#endif
+}
+#endif
+
 /* `count` codes of row `r`, at most PANEL, to a panel from `column` on. */
 INLINE void put(uint8_t *panel, uint32_t r, uint32_t column, const uint8_t *codes, uint32_t count) {
     uint32_t left = PANEL - column % PANEL, first = count < left ? count : left;
@@ -636,6 +750,19 @@ static void choose(tsm_model *m, int simd) {
         m->kernels = vnni;
         m->simd = 2;
     }
+#elif defined(NEON)
+    const kernels neon = {neon_rows8, neon_rows4, NULL, 0};
+    if (simd >= 1 && arm_simd() >= 1) {
+        m->kernels = neon;
+        m->simd = 1;
+    }
+#ifdef __aarch64__
+    const kernels dot = {dot_rows8, dot_rows4, dot_tile, 0};
+    if (simd >= 2 && arm_simd() >= 2) {
+        m->kernels = dot;
+        m->simd = 2;
+    }
+#endif
 #else
     (void)simd;
 #endif
