@@ -18,7 +18,7 @@ test: lint native
 
 # On emulated ARM: a Debian for amd64 is needed, and about 900 MB.
 test-arm: .venv/ready native .arm/ready .arm/int4.tflite
-	$(BIN)/python -m pytest -rP tests/arm/emulated.py
+	$(BIN)/python -m pytest tests/arm/emulated.py
 
 native: $(NATIVE)
 

@@ -1,5 +1,5 @@
-"""The runtime on ARM, emulated by QEMU: the very bits of x86, what a byte costs in instructions, and
-the memory that it takes in a small virtual machine.
+"""The runtime on ARM, emulated by QEMU: the very bits of x86, what a byte costs in instructions,
+and the memory that it takes in a small virtual machine.
 
 make test-arm     # sets up .arm/ (setup.sh, once), then: pytest tests/arm/emulated.py
 
@@ -31,7 +31,7 @@ TOOLS = FOLDER / "tools"
 MODELS = {"int8": RUNTIME / "shakespeare-int8.tflite", "int4": FOLDER / "int4.tflite"}
 LIMITS = json.loads((HERE / "limits.json").read_text())  # as measured
 SLACK = 1.1  # a compiler's or a Python's next version may cost that much more
-CFLAGS = "-std=gnu99 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi -fPIC -shared".split()
+CFLAGS = ["-std=gnu99", "-O3", "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared"]
 LIBRARIES = [str(TOOLS / place / "x86_64-linux-gnu") for place in ("usr/lib", "lib")]
 ENVIRONMENT = {
     "PATH": os.pathsep.join([str(TOOLS / "usr/bin"), str(TOOLS / "sbin"), os.defpath]),
@@ -97,7 +97,11 @@ models = pytest.mark.parametrize("kind", MODELS)
 
 def run(command: list, environment: dict[str, str] = ENVIRONMENT, **options) -> bytes:
     done = subprocess.run(
-        [str(part) for part in command], env=environment, capture_output=True, timeout=300, **options
+        [str(part) for part in command],
+        env=environment,
+        capture_output=True,
+        timeout=300,
+        **options,
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout
@@ -166,9 +170,7 @@ def test_a_seed_gives_the_text_of_x86(machine, kind):
 def test_a_state_goes_on_from_machine_to_machine(machine, tmp_path):
     first, second = tmp_path / "first.tsmstate", tmp_path / "second.tsmstate"
     text = here("generate.py", "--bytes", 20, "--save-state", first)
-    text += machine.run(
-        "generate.py", "--bytes", 20, "--load-state", first, "--save-state", second
-    )
+    text += machine.run("generate.py", "--bytes", 20, "--load-state", first, "--save-state", second)
     text += here("generate.py", "--bytes", 20, "--load-state", second)
     assert text == here("generate.py", "--bytes", 60)
 
@@ -204,9 +206,9 @@ def test_litert_agrees(machine):
 
 @pytest.mark.parametrize("machine", [A53, A76], ids=str)
 @models
-def test_a_byte_costs_no_more_instructions(machine, kind):
+def test_a_byte_costs_no_more_instructions(machine, kind, tmp_path, capsys):
     def instructions(count: int) -> int:
-        log = FOLDER / "instructions"
+        log = tmp_path / "instructions"
         plugin = f"{FOLDER / 'count.so'},out={log}"
         machine.run("probe.py", MODELS[kind], "feed", count, plugin=plugin)
         return int(log.read_text())
@@ -214,7 +216,8 @@ def test_a_byte_costs_no_more_instructions(machine, kind):
     few, many = 5, 25
     found = (instructions(many) - instructions(few)) // (many - few)
     limit = SLACK * LIMITS["instructions_per_byte"][f"{machine} {kind}"]
-    print(f"{machine} {kind}: {found:,} instructions per byte")
+    with capsys.disabled():
+        print(f"\n{machine}, {kind}: {found:,} instructions per byte")
     assert found <= limit
 
 
@@ -229,7 +232,7 @@ def disk(installed) -> Path:
 
 
 @pytest.mark.parametrize("memory_mib", [512, 64])
-def test_a_small_virtual_machine_generates(memory_mib, disk):
+def test_a_small_virtual_machine_generates(memory_mib, disk, capsys):
     (kernel,) = (FOLDER / "kernel/boot").glob("vmlinuz-*")
     command = ["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-m", memory_mib]
     command += ["-nographic", "-no-reboot", "-net", "none", "-L", TOOLS / "usr/share/qemu"]
@@ -242,6 +245,7 @@ def test_a_small_virtual_machine_generates(memory_mib, disk):
     reports = [json.loads(line) for line in console.splitlines() if line.startswith("{")]
     assert len(reports) == len(MODELS), console
     for report, kind in zip(reports, MODELS, strict=True):
-        print(f"{memory_mib} MiB, {kind}: {report['peak_rss_bytes']:,} bytes at most")
+        with capsys.disabled():
+            print(f"\n{memory_mib} MiB, {kind}: {report['peak_rss_bytes']:,} bytes at most")
         assert report["text"] == here("generate.py", MODELS[kind], "--bytes", 60).decode()
         assert report["peak_rss_bytes"] <= SLACK * LIMITS["peak_rss_bytes"][kind]

@@ -1,8 +1,8 @@
 """What an engine computes, as one JSON array on standard output; stands in a folder of the runtime.
 
-    python probe.py MODEL native     # one object for each kind of instructions that is asked for
-    python probe.py MODEL litert
-    python probe.py MODEL feed N     # nothing: reads N bytes, one by one
+python probe.py MODEL native     # one object for each kind of instructions that is asked for
+python probe.py MODEL litert
+python probe.py MODEL feed N     # nothing: reads N bytes, one by one
 """
 
 from __future__ import annotations
