@@ -432,11 +432,9 @@ NEON_TARGET static inline int32x4_t neon_add(int32x4_t sum, int8x16_t w, int8x16
     return vpadalq_s16(sum, vmlal_s8(pairs, vget_high_s8(w), vget_high_s8(x)));
 }
 
-NEON_TARGET static inline void neon_totals(const int32x4_t *v, int32_t *totals) {
-    for (int r = 0; r < 4; r++) {
-        int32x2_t half = vadd_s32(vget_low_s32(v[r]), vget_high_s32(v[r]));
-        totals[r] = vget_lane_s32(vpadd_s32(half, half), 0);
-    }
+NEON_TARGET static inline int32_t neon_total(int32x4_t v) {
+    int32x2_t half = vadd_s32(vget_low_s32(v), vget_high_s32(v));
+    return vget_lane_s32(vpadd_s32(half, half), 0);
 }
 
 /* What is left of a row, fewer than 16 bytes, with zeros after it. */
@@ -449,44 +447,47 @@ NEON_TARGET static inline int8x16_t neon_tail(const void *place, uint32_t left) 
 #define NEON_WHOLE(place) vld1q_s8((const int8_t *)(place))
 #define NEON_TAIL(place) neon_tail(place, n - i)
 
+/* Rows taken at once: what the registers hold. */
+#ifdef __aarch64__
+#define TOGETHER 8
+#else
+#define TOGETHER 4
+#endif
+
 #define NEON_8(LOAD, ADD)                                                                          \
     {                                                                                              \
         int8x16_t v = LOAD(x + i);                                                                 \
-        for (int r = 0; r < 4; r++) sum[r] = ADD(sum[r], LOAD(codes + (size_t)r * n + i), v);      \
+        for (int r = 0; r < TOGETHER; r++) sum[r] = ADD(sum[r], LOAD(codes + r * n + i), v);       \
     }
 
 /* Codes times 16, which is what a half of a byte is where it needs no shift to the right. */
 #define NEON_4(LOAD, ADD)                                                                          \
     {                                                                                              \
         int8x16_t even = LOAD(x + i), odd = LOAD(x + n + i);                                       \
-        for (int r = 0; r < 4; r++) {                                                              \
-            int8x16_t both = LOAD(codes + (size_t)r * n + i);                                      \
+        for (int r = 0; r < TOGETHER; r++) {                                                       \
+            int8x16_t both = LOAD(codes + r * n + i);                                              \
             sum[r] = ADD(sum[r], vshlq_n_s8(both, 4), even);                                       \
-            sum[r] = ADD(sum[r], vandq_s8(both, high), odd);                                       \
+            sum[r] = ADD(sum[r], vandq_s8(both, vdupq_n_s8(-16)), odd);                            \
         }                                                                                          \
     }
 
+/* n: bytes of a row. */
+#define NEON_ROWS(name, TARGET, bits, SUMS, ADD, scale)                                            \
+    TARGET static void name##_rows##bits(const uint8_t *codes, const int8_t *x, uint32_t in,       \
+                                         int32_t *sums) {                                          \
+        const size_t n = (size_t)in * bits / 8;                                                    \
+        const int32_t *end = sums + ROWS;                                                          \
+        for (; sums < end; sums += TOGETHER, codes += TOGETHER * n) {                              \
+            int32x4_t sum[TOGETHER] = {{0}};                                                       \
+            size_t i = 0;                                                                          \
+            for (; i + 16 <= n; i += 16) SUMS(NEON_WHOLE, ADD)                                     \
+            if (i < n) SUMS(NEON_TAIL, ADD)                                                        \
+            for (int r = 0; r < TOGETHER; r++) sums[r] = neon_total(sum[r]) / scale;               \
+        }                                                                                          \
+    }
 #define NEON_KERNELS(name, TARGET, ADD)                                                            \
-    TARGET static void name##_four8(const uint8_t *codes, const int8_t *x, size_t n,               \
-                                    int32_t *sums) {                                               \
-        int32x4_t sum[4] = {{0}};                                                                  \
-        size_t i = 0;                                                                              \
-        for (; i + 16 <= n; i += 16) NEON_8(NEON_WHOLE, ADD)                                       \
-        if (i < n) NEON_8(NEON_TAIL, ADD)                                                          \
-        neon_totals(sum, sums);                                                                    \
-    }                                                                                              \
-    TARGET static void name##_four4(const uint8_t *codes, const int8_t *x, uint32_t in,            \
-                                    int32_t *sums) {                                               \
-        const int8x16_t high = vdupq_n_s8((int8_t)0xf0);                                           \
-        int32x4_t sum[4] = {{0}};                                                                  \
-        size_t n = in / 2, i = 0;                                                                  \
-        for (; i + 16 <= n; i += 16) NEON_4(NEON_WHOLE, ADD)                                       \
-        if (i < n) NEON_4(NEON_TAIL, ADD)                                                          \
-        for (int r = 0; r < 4; r++) sum[r] = vshrq_n_s32(sum[r], 4);                               \
-        neon_totals(sum, sums);                                                                    \
-    }                                                                                              \
-    BY_FOUR(name, 8)                                                                               \
-    BY_FOUR(name, 4)
+    NEON_ROWS(name, TARGET, 8, NEON_8, ADD, 1)                                                     \
+    NEON_ROWS(name, TARGET, 4, NEON_4, ADD, 16)
 
 /* No tile: one of these instructions executed as many a token as the rows do. */
 NEON_KERNELS(neon, NEON_TARGET, neon_add)
