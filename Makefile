@@ -6,7 +6,7 @@ BIN = .venv/bin
 
 NATIVE = runtime/native/libtsm.so
 
-.PHONY: demo test lint train export lock native fuzz
+.PHONY: demo test test-arm lint train export lock native fuzz
 
 # Without a C compiler the demo runs on LiteRT.
 demo: .venv-demo/ready
@@ -16,22 +16,31 @@ demo: .venv-demo/ready
 test: lint native
 	$(BIN)/python -m pytest
 
+# On emulated ARM: a Debian for amd64 is needed, and about 900 MB.
+test-arm: .venv/ready native .arm/ready .arm/int4.tflite
+	$(BIN)/python -m pytest tests/arm/emulated.py
+
 native: $(NATIVE)
 
 $(NATIVE): runtime/native/tsm.c runtime/native/tsm.h
 	$(CC) -std=gnu99 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi -fPIC -shared -o $@.partial $< -lm -pthread
 	mv $@.partial $@
 
-# Ten million executions, or as many as FUZZ_RUNS says. Wants clang and its libFuzzer (Debian:
-# clang, libclang-rt-14-dev). Inputs that were worth keeping stay in build/fuzz, as does a finding.
+# Ten million executions of each loader, or as many as FUZZ_RUNS says. Wants clang and its libFuzzer
+# (Debian: clang, libclang-rt-14-dev). Inputs worth keeping stay in build/fuzz, as does a finding.
 FUZZ_RUNS ?= 10000000
-fuzz:
-	mkdir -p build/fuzz/corpus
-	$(PYTHON) tests/fuzz/seeds.py build/fuzz/seeds
+FUZZ = build/fuzz
+fuzz: native
+	mkdir -p $(FUZZ)/corpus
+	$(PYTHON) tests/fuzz/seeds.py $(FUZZ)/seeds
 	clang -std=gnu99 -O2 -g -Wno-psabi -DWIDE= -ffp-contract=off -fno-sanitize-recover=all \
-	  -fsanitize=fuzzer,address,undefined -o build/fuzz/native \
+	  -fsanitize=fuzzer,address,undefined -o $(FUZZ)/native \
 	  tests/fuzz/fuzz_native.c runtime/native/tsm.c -lm -pthread
-	cd build/fuzz && ./native corpus seeds -max_len=4096 -runs=$(FUZZ_RUNS) -print_final_stats=1
+	$(FUZZ)/native $(FUZZ)/corpus $(FUZZ)/seeds -max_len=4096 -runs=$(FUZZ_RUNS)
+	$(PYTHON) -m venv $(FUZZ)/venv
+	$(FUZZ)/venv/bin/pip install -q atheris==3.0.0
+	for loader in artifact state; do $(FUZZ)/venv/bin/python tests/fuzz/fuzz_loaders.py \
+	  $$loader $(FUZZ)/$$loader -max_len=8192 -runs=$(FUZZ_RUNS) || exit 1; done
 
 lint: .venv/ready
 	$(BIN)/ruff check -q .
@@ -61,6 +70,13 @@ export: .venv/ready native
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install -q --no-deps -r requirements/demo.lock
 	touch $@
+
+.arm/ready: tests/arm/setup.sh tests/arm/init tests/arm/count.c requirements/demo.lock | .venv/ready
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/arm/setup.sh .arm
+	touch $@
+
+.arm/int4.tflite: models/shakespeare.safetensors $(wildcard export/*.py) | .arm/ready
+	$(BIN)/python export/to_tflite.py --quantize int4 --out $@
 
 # What a fresh resolution of the extras gives today, on a machine whose pip takes torch's CPU build.
 # Its local version (+cpu) is dropped: where there is no such build, plain 2.13.0 serves as well.

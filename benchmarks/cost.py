@@ -77,7 +77,7 @@ def main() -> int:
             found["failed"] = (run.stderr.strip().splitlines() or ["killed"])[-1][:200]
         results.append(append(arguments.out, found))
         print(found, file=sys.stderr)
-    print(table(results))
+    print(table(results), against_attention(results), sep="\n\n")
     return 0
 
 
@@ -186,6 +186,46 @@ def table(results: list[dict[str, Any]]) -> str:
             slope = f"{exponent(points):.2f}" if len(points) > 1 else ""
             lines.append(f"| {system} | {' | '.join(row)} | {slope} |")
         parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def against_attention(results: list[dict[str, Any]]) -> str:
+    """How many times more the attention models take than the TSM, by length; where fused attention
+    trains as slowly, and how the TSM's own figures grow."""
+    found = {
+        (r["kind"], r["system"], r["length"]): r
+        for r in results
+        if "failed" not in r and r["system"] in ("TSM", "attention, eager", "attention, fused")
+    }
+    lines = ["| of the TSM's, at | 256 | 1024 | 2048 | 4096 | 8192 | 16384 |", "| --- " * 7 + "|"]
+    for system in ("attention, eager", "attention, fused"):
+        for value, name in (("seconds", "time"), ("peak_bytes", "memory")):
+            row = []
+            for length in TRAIN_LENGTHS:
+                pair = [found.get(("train", s, length)) for s in (system, "TSM")]
+                row.append(f"{pair[0][value] / pair[1][value]:.2f}" if all(pair) else "")
+            lines.append(f"| {system}: {name} of a training step | {' | '.join(row)} |")
+    parts = ["\n".join(lines)]
+    trained = [
+        (n, found["train", "TSM", n]["seconds"])
+        for n in TRAIN_LENGTHS
+        if n >= 1000 and ("train", "TSM", n) in found
+    ]
+    if len(trained) > 1:
+        first, last = trained[0][0], trained[-1][0]
+        parts.append(
+            f"The TSM's training time grows with the length to the power {exponent(trained):.3f} "
+            f"from {first:,} to {last:,}."
+        )
+    for position in POSITIONS:
+        pair = [found.get(("decode", s, position)) for s in ("TSM", "attention, eager")]
+        if all(pair):
+            sizes = [r["state_bytes"] for r in pair]
+            parts.append(
+                f"At position {position:,} the TSM keeps {sizes[0] / 1e6:.2f} MB beside its "
+                f"weights, attention {sizes[1] / 1e6:,.1f} MB: {sizes[1] / sizes[0]:,.1f} times; a "
+                f"byte takes {1e3 * pair[0]['seconds']:.2f} and {1e3 * pair[1]['seconds']:.2f} ms."
+            )
     return "\n\n".join(parts)
 
 

@@ -193,11 +193,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--interactive", action="store_true", help="answer each line of input; Ctrl-C: enough")
     add("--engine", choices=ENGINES, default="", help="what computes; by default the best here")
     add("--threads", type=some, default=1, metavar="N", help="that compute")
-    add(
-        "--lookahead",
-        action="store_true",
-        help="read text that repeats itself ahead of time; the text is the same",
-    )
     add("--json", action="store_true", help="print one JSON object a text, at its end")
     add(
         "--logprobs",
@@ -304,7 +299,9 @@ def _generate(stream: Stream, arguments: argparse.Namespace, started: float, hea
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    model = load(arguments.model, arguments.engine, arguments.threads, arguments.lookahead)
+    # The likeliest bytes repeat themselves; drawn ones do so too seldom for guesses to pay.
+    greedy = getattr(arguments, "temperature", None) == 0
+    model = load(arguments.model, arguments.engine, arguments.threads, lookahead=greedy)
     started = time.perf_counter()
     stream = _open_stream(model, arguments)
     saved, unfinished = getattr(arguments, "save_state", None), False

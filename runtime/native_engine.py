@@ -55,7 +55,9 @@ class NativeEngine(Engine):
             self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         memory = (ctypes.c_ubyte * len(self._file)).from_buffer(self._file)
         spec = self._spec()
-        names = ["embed", *(f"blocks.{i}.{n}" for i in range(spec.layers) for n in LAYER), "head"]
+        runs = self._library.tsm_place_count(ctypes.byref(spec))  # before any loop over its layers
+        layers = range(spec.layers if runs else 0)
+        names = ["embed", *(f"blocks.{i}.{n}" for i in layers for n in LAYER), "head"]
         try:
             places = [int(place) for name in names for place in artifact.places[name]]
             numbers = (ctypes.c_uint64 * len(places))(*places)
@@ -145,6 +147,7 @@ def _library() -> Any:
     real = ctypes.c_double
     for name, result, arguments in (
         ("version", ctypes.c_uint32, []),
+        ("place_count", size, [pointer]),
         ("new", pointer, [pointer, pointer, size, pointer, size, whole, ctypes.c_uint32]),
         ("free", None, [pointer]),
         ("simd", whole, [pointer]),

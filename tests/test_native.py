@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+import resource
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -186,10 +187,12 @@ OTHERS = [None, True, -1, 0, 1, 3, 16, 2**31, 2**64, 1e300, "", "x", "0000000000
 
 
 def test_a_thousand_headers_that_say_something_else(tmp_path):
-    """Sealed like good ones: each is refused in one line, or says nothing that matters."""
+    """Sealed like good ones: each is refused in one line, or says nothing that matters; and none
+    makes the process hold more than a little."""
     whole = exported(tmp_path, SPEC, "int8").read_bytes()
     start, choose, refused = whole.index(artifacts.MARKER), Random(0), 0
     stored, length = json.JSONDecoder().raw_decode(whole[start:].decode("utf-8", "replace"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(1000):
         header = json.loads(json.dumps(stored))
         for _ in range(choose.choice([1, 2])):
@@ -208,6 +211,7 @@ def test_a_thousand_headers_that_say_something_else(tmp_path):
             assert "\n" not in str(error)
             refused += 1
     assert 500 < refused < 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 200_000  # KB
 
 
 def test_a_spec_that_the_library_does_not_run_has_no_places():

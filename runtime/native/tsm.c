@@ -3,7 +3,7 @@
  * Projections are integer: weights of 8 or 4 bits a row, activations quantized to 8 bits a token as
  * they come. Sums are exact, so that every kind of instructions gives the same integers; the
  * floating-point rest is one source, in a fixed order of additions, without contraction
- * (-ffp-contract=off): the same model gives the same bits in plain C, on AVX2 and on AVX-512.
+ * (-ffp-contract=off): the same model gives the same bits in plain C, on AVX2, AVX-512 and NEON.
  */
 #include "tsm.h"
 
@@ -20,10 +20,11 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
-#elif defined(__aarch64__) || defined(__ARM_NEON)
+#elif defined(__ARM_NEON) || \
+    (defined(__arm__) && __ARM_ARCH >= 7 && defined(__ARM_FP) && !defined(__clang__))
 #include <arm_neon.h>
 #define NEON 1
-#if defined(__linux__)
+#ifdef __linux__
 #include <sys/auxv.h>
 #endif
 #endif
@@ -35,7 +36,7 @@
 #define WIDE
 #endif
 
-enum { BLOCK = 64, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 12,
+enum { BLOCK = 128, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 12,
        MOST_THREADS = 16, SPINS = 1 << 14 };
 
 typedef struct {
@@ -70,7 +71,7 @@ typedef struct {
 /* A thread's share of a product, and the room to compute it in. */
 typedef struct {
     tsm_model *model;
-    uint8_t *row, *panel;
+    uint8_t *panel;
     uint32_t index;
 #ifdef THREADS
     pthread_t thread;
@@ -107,6 +108,7 @@ struct tsm_model {
 typedef float wide __attribute__((vector_size(4 * LANES)));
 typedef int32_t wide_int __attribute__((vector_size(4 * LANES)));
 typedef int32_t wide_int_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int8_t bytes_at __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -184,12 +186,21 @@ WIDE static float quantize(const float *x, int8_t *codes, uint32_t n, int32_t *s
     for (int lane = 0; lane < LANES; lane++) greatest = most[lane] > greatest ? most[lane] : greatest;
     for (; i < n; i++) greatest = fabsf(x[i]) > greatest ? fabsf(x[i]) : greatest;
     float steps = greatest > 1e-30f ? 127 / greatest : 0;
-    for (i = 0; i < n; i++) {
+    wide_int sums = {0};
+    for (i = 0; i + LANES <= n; i += LANES) {
+        wide scaled = *(const wide_at *)(x + i) * steps;
+        scaled = pick(scaled == scaled, scaled, (wide){0}); /* not a number: a damaged model */
+        wide half = (wide)(((wide_int)scaled & INT32_MIN) | (wide_int)((wide){0} + 0.5f));
+        wide_int rounded = __builtin_convertvector(scaled + half, wide_int);
+        *(bytes_at *)(codes + i) = __builtin_convertvector(rounded, bytes_at);
+        sums += rounded;
+    }
+    for (int lane = 0; lane < LANES; lane++) found += sums[lane];
+    for (; i < n; i++) {
         float scaled = x[i] * steps;
-        scaled = scaled == scaled ? scaled : 0; /* not a number: a model that is damaged */
-        int32_t code = (int32_t)(scaled + copysignf(0.5f, scaled));
-        codes[i] = (int8_t)code;
-        found += code;
+        scaled = scaled == scaled ? scaled : 0;
+        codes[i] = (int8_t)(int32_t)(scaled + copysignf(0.5f, scaled));
+        found += codes[i];
     }
     *sum = found;
     return greatest / 127;
@@ -408,21 +419,153 @@ __attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
 }
 #endif
 
-/* ROWS rows as bytes, one a code, `raised` or not; row: room for one. */
-WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *row, uint8_t *panel) {
-    uint32_t bytes = w->in * w->bits / 8;
-    uint8_t flip = raised ? 128 : 0, eight = raised ? 0 : 8;
-    for (uint32_t r = 0; r < ROWS; r++) {
-        const uint8_t *codes = w->codes + (size_t)(first + r) * bytes;
-        if (w->bits == 8)
-            for (uint32_t i = 0; i < bytes; i++) row[i] = codes[i] ^ flip;
-        else
-            for (uint32_t i = 0; i < bytes; i++) {
-                row[i] = ((codes[i] & 15) ^ 8) - eight;
-                row[bytes + i] = ((codes[i] >> 4) ^ 8) - eight;
-            }
-        for (uint32_t i = 0; i < w->in; i += PANEL) memcpy(panel + in_panel(r, i), row + i, PANEL);
+#ifdef NEON
+#ifdef __ARM_NEON
+#define NEON_TARGET
+#else /* 32 bits, the compiler's own flags without it, as Debian's are */
+#define NEON_TARGET __attribute__((target("fpu=neon")))
+#endif
+
+/* Products of 16 codes, into whichever lanes. |codes| <= 127: two of them fit into 16 bits. */
+NEON_TARGET static inline int32x4_t neon_add(int32x4_t sum, int8x16_t w, int8x16_t x) {
+    int16x8_t pairs = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+    return vpadalq_s16(sum, vmlal_s8(pairs, vget_high_s8(w), vget_high_s8(x)));
+}
+
+NEON_TARGET static inline int32_t neon_total(int32x4_t v) {
+    int32x2_t half = vadd_s32(vget_low_s32(v), vget_high_s32(v));
+    return vget_lane_s32(vpadd_s32(half, half), 0);
+}
+
+/* What is left of a row, fewer than 16 bytes, with zeros after it. */
+NEON_TARGET static inline int8x16_t neon_tail(const void *place, uint32_t left) {
+    int8_t bytes[16] = {0};
+    memcpy(bytes, place, left);
+    return vld1q_s8(bytes);
+}
+
+#define NEON_WHOLE(place) vld1q_s8((const int8_t *)(place))
+#define NEON_TAIL(place) neon_tail(place, n - i)
+
+/* Rows taken at once: what the registers hold. */
+#ifdef __aarch64__
+#define TOGETHER 8
+#else
+#define TOGETHER 4
+#endif
+
+#define NEON_8(LOAD, ADD)                                                                          \
+    {                                                                                              \
+        int8x16_t v = LOAD(x + i);                                                                 \
+        for (int r = 0; r < TOGETHER; r++) sum[r] = ADD(sum[r], LOAD(codes + r * n + i), v);       \
     }
+
+/* Codes times 16, which is what a half of a byte is where it needs no shift to the right. */
+#define NEON_4(LOAD, ADD)                                                                          \
+    {                                                                                              \
+        int8x16_t even = LOAD(x + i), odd = LOAD(x + n + i);                                       \
+        for (int r = 0; r < TOGETHER; r++) {                                                       \
+            int8x16_t both = LOAD(codes + r * n + i);                                              \
+            sum[r] = ADD(sum[r], vshlq_n_s8(both, 4), even);                                       \
+            sum[r] = ADD(sum[r], vandq_s8(both, vdupq_n_s8(-16)), odd);                            \
+        }                                                                                          \
+    }
+
+/* n: bytes of a row. */
+#define NEON_ROWS(name, TARGET, bits, SUMS, ADD, scale)                                            \
+    TARGET static void name##_rows##bits(const uint8_t *codes, const int8_t *x, uint32_t in,       \
+                                         int32_t *sums) {                                          \
+        const size_t n = (size_t)in * bits / 8;                                                    \
+        const int32_t *end = sums + ROWS;                                                          \
+        for (; sums < end; sums += TOGETHER, codes += TOGETHER * n) {                              \
+            int32x4_t sum[TOGETHER] = {{0}};                                                       \
+            size_t i = 0;                                                                          \
+            for (; i + 16 <= n; i += 16) SUMS(NEON_WHOLE, ADD)                                     \
+            if (i < n) SUMS(NEON_TAIL, ADD)                                                        \
+            for (int r = 0; r < TOGETHER; r++) sums[r] = neon_total(sum[r]) / scale;               \
+        }                                                                                          \
+    }
+#define NEON_KERNELS(name, TARGET, ADD)                                                            \
+    NEON_ROWS(name, TARGET, 8, NEON_8, ADD, 1)                                                     \
+    NEON_ROWS(name, TARGET, 4, NEON_4, ADD, 16)
+
+/* No tile: one of these instructions executed as many a token as the rows do. */
+NEON_KERNELS(neon, NEON_TARGET, neon_add)
+
+#ifdef __aarch64__
+#ifdef __ARM_FEATURE_DOTPROD
+#define DOT_TARGET
+#else
+#define DOT_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+NEON_KERNELS(dot, DOT_TARGET, vdotq_s32)
+
+DOT_TARGET static void dot_tile(const uint8_t *panel, const int8_t *packed, uint32_t n,
+                                int32_t *sums) {
+    for (int first = 0; first < ROWS; first += 4) {
+        int32x4_t sum[4][4] = {{{0}}};
+        for (size_t i = 0; i < n; i += 4)
+            for (int r = 0; r < 4; r++) {
+                int32x4_t w = vdupq_n_s32(word(panel + in_panel(first + r, i)));
+                for (int t = 0; t < 4; t++) {
+                    int8x16_t x = vld1q_s8(packed + i * COLUMNS + 16 * t);
+                    sum[r][t] = vdotq_s32(sum[r][t], vreinterpretq_s8_s32(w), x);
+                }
+            }
+        memcpy(sums + first * COLUMNS, sum, sizeof sum);
+    }
+}
+#endif
+
+/* 0: no NEON, 1: NEON, 2: its dot product too. */
+static int arm_simd(void) {
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+    return 2;
+#elif defined(__aarch64__) && defined(__linux__)
+    return getauxval(AT_HWCAP) & 1 << 20 /* HWCAP_ASIMDDP */ ? 2 : 1;
+#elif defined(__ARM_NEON)
+    return 1;
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) & 1 << 12 /* HWCAP_NEON */ ? 1 : 0;
+#else
+    return 0;
+#endif
+}
+#endif
+
+/* `count` codes of row `r`, at most PANEL, to a panel from `column` on. */
+INLINE void put(uint8_t *panel, uint32_t r, uint32_t column, const uint8_t *codes, uint32_t count) {
+    uint32_t left = PANEL - column % PANEL, first = count < left ? count : left;
+    if (first == PANEL) {
+        memcpy(panel + in_panel(r, column), codes, PANEL);
+        return;
+    }
+    memcpy(panel + in_panel(r, column), codes, first);
+    memcpy(panel + in_panel(r, column + first), codes + first, count - first);
+}
+
+/* ROWS rows as bytes, one a code, `raised` or not. */
+WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *panel) {
+    uint32_t bytes = w->in * w->bits / 8;
+    uint8_t flip = raised ? 128 : 0, eight = raised ? 0 : 8, even[PANEL], odd[PANEL];
+    for (uint32_t r = 0; r < ROWS; r++)
+        for (uint32_t i = 0; i < bytes; i += PANEL) {
+            const uint8_t *codes = w->codes + (size_t)(first + r) * bytes + i;
+            uint8_t piece[PANEL];
+            uint32_t count = bytes - i < PANEL ? bytes - i : PANEL;
+            if (count < PANEL) codes = memcpy(piece, codes, count);
+            if (w->bits == 8) {
+                for (uint32_t j = 0; j < PANEL; j++) even[j] = codes[j] ^ flip;
+                put(panel, r, i, even, count);
+                continue;
+            }
+            for (uint32_t j = 0; j < PANEL; j++) {
+                even[j] = ((codes[j] & 15) ^ 8) - eight;
+                odd[j] = ((codes[j] >> 4) ^ 8) - eight;
+            }
+            put(panel, r, i, even, count);
+            put(panel, r, bytes + i, odd, count);
+        }
 }
 
 /* y (ROWS,) of the sums of as many rows. */
@@ -478,7 +621,7 @@ static void multiply_part(const worker *own) {
     if (tiled(m, x)) {
         for (uint32_t o = first_row; o < end; o += ROWS) {
             uint32_t from = o + ROWS > w->out ? w->out - ROWS : o; /* the last may overlap */
-            unpack(w, from, k->raised, own->row, own->panel);
+            unpack(w, from, k->raised, own->panel);
             for (uint32_t first = 0; first < x->count; first += COLUMNS) {
                 int32_t sums[ROWS][COLUMNS];
                 uint32_t left = x->count - first, columns = left < COLUMNS ? left : COLUMNS;
@@ -608,6 +751,19 @@ static void choose(tsm_model *m, int simd) {
         m->kernels = vnni;
         m->simd = 2;
     }
+#elif defined(NEON)
+    const kernels neon = {neon_rows8, neon_rows4, NULL, 0};
+    if (simd >= 1 && arm_simd() >= 1) {
+        m->kernels = neon;
+        m->simd = 1;
+    }
+#ifdef __aarch64__
+    const kernels dot = {dot_rows8, dot_rows4, dot_tile, 0};
+    if (simd >= 2 && arm_simd() >= 2) {
+        m->kernels = dot;
+        m->simd = 2;
+    }
+#endif
 #else
     (void)simd;
 #endif
@@ -619,9 +775,8 @@ static int start(tsm_model *m, uint32_t threads, uint32_t widest) {
         worker *own = &m->workers[m->threads];
         own->model = m;
         own->index = m->threads;
-        own->row = calloc(widest + PANEL, 1);
         own->panel = calloc((size_t)ROWS * (widest + PANEL), 1);
-        if (!own->row || !own->panel) break;
+        if (!own->panel) break;
 #ifdef THREADS
         if (m->threads && pthread_create(&own->thread, NULL, work, own)) break;
 #else
@@ -686,10 +841,7 @@ void tsm_free(tsm_model *m) {
     pthread_cond_destroy(&m->begun);
     pthread_mutex_destroy(&m->mutex);
 #endif
-    for (uint32_t i = 0; i < MOST_THREADS; i++) {
-        free(m->workers[i].row);
-        free(m->workers[i].panel);
-    }
+    for (uint32_t i = 0; i < MOST_THREADS; i++) free(m->workers[i].panel);
     free(m->layers);
     free(m->x);
     free(m->normal);
