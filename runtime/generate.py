@@ -299,9 +299,7 @@ def _generate(stream: Stream, arguments: argparse.Namespace, started: float, hea
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    # The likeliest bytes repeat themselves; drawn ones do so too seldom for guesses to pay.
-    greedy = getattr(arguments, "temperature", None) == 0
-    model = load(arguments.model, arguments.engine, arguments.threads, lookahead=greedy)
+    model = load(arguments.model, arguments.engine, arguments.threads)
     started = time.perf_counter()
     stream = _open_stream(model, arguments)
     saved, unfinished = getattr(arguments, "save_state", None), False

@@ -4,7 +4,8 @@ Where the last CONTEXT bytes have stood in the text before, what followed them t
 of time, in one block, which costs less than its bytes one by one. Each guess that comes true finds
 its logits computed; at the first that does not, the state from before the block is taken again.
 An engine whose blocks give the same bits as its single bytes gives the same text with this as
-without, whatever the sampler.
+without, whatever the sampler. Off unless asked for: on x86 a second byte of a block costs 0.63 of a
+first, and no text that was measured repeats itself enough (benchmarks/results.md).
 """
 
 from __future__ import annotations
