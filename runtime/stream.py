@@ -323,7 +323,7 @@ class Stream:
             raise StateError(f"header keys {sorted(header)}, wanted {sorted(_HEADER)}")
         wanted = model.engine.artifact.sha256
         if header["model"] != wanted:
-            raise StateError(f"a state of the model {header['model']!s:.64}, wanted {wanted}")
+            raise StateError(f"a state of the model {str(header['model'])[:64]!r}, wanted {wanted}")
         position, draws, unread = (header[n] for n in ("position", "draws", "unread"))
         sizes = model.engine._state_bytes()
         lengths = [len(part) for part in parts]
@@ -344,7 +344,7 @@ class Stream:
         except (StateError, SamplingError):
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise StateError(f"its settings cannot be read ({error})") from None
+            raise StateError(f"its settings cannot be read ({str(error)!r})") from None
         stream = cls(model, sampling, grammar, rewind)
         stream.position, stream.draws = position, draws
         stream._text += parts[0]

@@ -109,7 +109,7 @@ def test_loading_takes_5_ms_at_most(native, tmp_path):
 def test_a_state_of_another_model_is_refused(native, tmp_path):
     other = load(ONNX)
     prompted(other).save(tmp_path / "state")
-    with pytest.raises(StateError, match=f"{other.engine.artifact.sha256}, wanted"):
+    with pytest.raises(StateError, match=f"{other.engine.artifact.sha256}', wanted"):
         native.load_stream(tmp_path / "state")
 
 
