@@ -36,11 +36,13 @@ fuzz: native
 	clang -std=gnu99 -O2 -g -Wno-psabi -DWIDE= -ffp-contract=off -fno-sanitize-recover=all \
 	  -fsanitize=fuzzer,address,undefined -o $(FUZZ)/native \
 	  tests/fuzz/fuzz_native.c runtime/native/tsm.c -lm -pthread
-	$(FUZZ)/native $(FUZZ)/corpus $(FUZZ)/seeds -max_len=4096 -runs=$(FUZZ_RUNS)
+	$(FUZZ)/native $(FUZZ)/corpus $(FUZZ)/seeds -max_len=4096 -runs=$(FUZZ_RUNS) \
+	  -artifact_prefix=$(FUZZ)/
 	$(PYTHON) -m venv $(FUZZ)/venv
 	$(FUZZ)/venv/bin/pip install -q atheris==3.0.0
 	for loader in artifact state; do $(FUZZ)/venv/bin/python tests/fuzz/fuzz_loaders.py \
-	  $$loader $(FUZZ)/$$loader -max_len=8192 -runs=$(FUZZ_RUNS) || exit 1; done
+	  $$loader $(FUZZ)/$$loader -max_len=8192 -runs=$(FUZZ_RUNS) \
+	  -artifact_prefix=$(FUZZ)/ || exit 1; done
 
 lint: .venv/ready
 	$(BIN)/ruff check -q .

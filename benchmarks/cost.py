@@ -197,7 +197,8 @@ def against_attention(results: list[dict[str, Any]]) -> str:
         for r in results
         if "failed" not in r and r["system"] in ("TSM", "attention, eager", "attention, fused")
     }
-    lines = ["| of the TSM's, at | 256 | 1024 | 2048 | 4096 | 8192 | 16384 |", "| --- " * 7 + "|"]
+    lines = [f"| of the TSM's, at | {' | '.join(map(str, TRAIN_LENGTHS))} |"]
+    lines.append("| --- " * (len(TRAIN_LENGTHS) + 1) + "|")
     for system in ("attention, eager", "attention, fused"):
         for value, name in (("seconds", "time"), ("peak_bytes", "memory")):
             row = []

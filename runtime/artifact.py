@@ -7,7 +7,7 @@ Its bytes hold exactly one JSON object, wherever the file format puts metadata:
 
 3 is the format version. `sha256` is that of the whole file with the digits of both set to 0: the
 model's name. `crc32` is that of the file with its own 8 digits set to 0: it finds damage as surely
-and is verified whenever a model is opened, at a third of the time and without 4 MB of OpenSSL.
+and is verified whenever a model is opened, in under half the time and without 4 MB of OpenSSL.
 Neither is a signature. Exporters write the object with `metadata_json` and, once the file is whole,
 `seal`; the runtime reads it with `open_artifact`. Run it to check files, SHA-256 included: python
 runtime/artifact.py FILE...

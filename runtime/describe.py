@@ -32,12 +32,12 @@ if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     )
     from tsm.runtime.command import Parser, end
     from tsm.runtime.engines import SHIPPED_MODEL, kinds
-    from tsm.runtime.native_engine import BITS
+    from tsm.runtime.native_engine import BITS, has_beams
 else:
     from artifact import FORMAT_VERSION, JSON_BYTES_LIMIT, MARKER, Artifact, open_artifact
     from command import Parser, end
     from engines import SHIPPED_MODEL, kinds
-    from native_engine import BITS
+    from native_engine import BITS, has_beams
 
 FLOAT_BYTES = 4
 
@@ -87,8 +87,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 def weight_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The weights of a model of beam splitters, in order of use; of another mixer, none: the table
     of every mixer is training/spec.py's, which a device does not have."""
-    plain = {"mixer": "beam", "rotation": False, "coupling": True, "short": True}
-    if any(spec.get(name) != value for name, value in plain.items()):
+    if not has_beams(spec):
         return {}
     width, channels = spec["width"], spec["heads"] * spec["value_width"]
     hidden = spec["mlp_ratio"] * width

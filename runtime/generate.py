@@ -28,29 +28,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
+    from tsm.runtime import sampling as sample
     from tsm.runtime.command import Parser, end, help_formatter, number
     from tsm.runtime.engines import ENGINES, SHIPPED_MODEL
-    from tsm.runtime.sampling import (
-        RANGES,
-        GrammarError,
-        Sampling,
-        SamplingError,
-        checked_bias,
-        log_probabilities,
-    )
     from tsm.runtime.state import StateError
     from tsm.runtime.stream import Model, Stream, load
 else:
+    import sampling as sample
     from command import Parser, end, help_formatter, number
     from engines import ENGINES, SHIPPED_MODEL
-    from sampling import (
-        RANGES,
-        GrammarError,
-        Sampling,
-        SamplingError,
-        checked_bias,
-        log_probabilities,
-    )
     from state import StateError
     from stream import Model, Stream, load
 
@@ -114,8 +100,8 @@ def _bias(text: str) -> tuple[int, float]:
     left, _, right = text.rpartition("=")
     try:
         byte, value = int(left, 0), float(right)
-        checked_bias(byte, value)
-    except SamplingError as error:
+        sample.checked_bias(byte, value)
+    except sample.SamplingError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     except ValueError:
         wanted = "BYTE=VALUE, as in 10=-2 or 0x0A=-inf"
@@ -146,11 +132,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--bytes", type=whole, default=500, metavar="N", help="bytes to generate")
     sampling = parser.add_argument_group("sampling")
-    defaults = Sampling().settings()
+    defaults = sample.Sampling().settings()
     for name, (metavar, text) in SETTINGS.items():
         sampling.add_argument(
             f"--{name.replace('_', '-')}",
-            type=number(*RANGES[name]),
+            type=number(*sample.RANGES[name]),
             default=argparse.SUPPRESS,  # a loaded state has its own
             metavar=metavar,
             help=f"{text} (default: {defaults[name]})",
@@ -274,7 +260,7 @@ def _generate(stream: Stream, arguments: argparse.Namespace, started: float, hea
     wanted, rows = getattr(arguments, "logprobs", None), []
 
     def observe(byte: int) -> None:
-        values = log_probabilities(stream.drawn_from())
+        values = sample.log_probabilities(stream.drawn_from())
         likeliest = sorted(range(256), key=values.__getitem__, reverse=True)[:wanted]
         top = [[other, values[other]] for other in likeliest]
         rows.append({"byte": byte, "logprob": values[byte], "top": top})
@@ -332,14 +318,14 @@ def _run(arguments: argparse.Namespace) -> None:
     if saved:
         stream.save(saved)
     if unfinished and not saved:
-        raise GrammarError("grammar: the text is cut short, wanted more --bytes")
+        raise sample.GrammarError("grammar: the text is cut short, wanted more --bytes")
     if stream.finish_reason == "cancelled":
         raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-    return end("tsm-generate", lambda: _run(_arguments(argv)), SamplingError, StateError)
+    return end("tsm-generate", lambda: _run(_arguments(argv)), sample.SamplingError, StateError)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ BITS = {"int8": 8, "int4": 4}
 SIMD = 2  # the best that the CPU has, up to AVX-512
 # In the order that native/tsm.h wants their places.
 LAYER = ("mixer.short", "mixer.radius", "mixer.in", "mixer.out", "mlp.in", "mlp.out")
+REFERENCE = {"mixer": "beam", "rotation": False, "coupling": True, "short": True}
 LANES = 16  # channels are taken so many at a time
 FIELDS = ("vocabulary", "width", "layers", "channels", "mlp_width", "taps", "bits")
 
@@ -34,12 +35,16 @@ class _Spec(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint32) for name in FIELDS]
 
 
+def has_beams(spec: dict[str, Any]) -> bool:
+    """Whether its mixers are beam splitters of the reference's kind."""
+    return all(spec.get(name) == value for name, value in REFERENCE.items())
+
+
 def computes(spec: dict[str, Any], quantization: str) -> bool:
     """Whether the C code is of a model like this: spec as in an artifact's metadata."""
-    plain = {"mixer": "beam", "rotation": False, "coupling": True, "short": True}
     return (
         quantization in BITS
-        and all(spec.get(name) == value for name, value in plain.items())
+        and has_beams(spec)
         and spec["heads"] * spec["value_width"] % LANES == 0
         and spec["width"] % 8 == 0
     )

@@ -92,7 +92,7 @@ struct tsm_model {
     /* The product under way. */
     const matrix *weights;
     const input *activations;
-    float *sums;
+    float *output;
 #ifdef THREADS
     uint32_t round, left; /* products given out; workers that are not done */
     int ending;
@@ -612,7 +612,7 @@ static void multiply_part(const worker *own) {
     const kernels *k = &m->kernels;
     const matrix *w = m->weights;
     const input *x = m->activations;
-    float *y = m->sums;
+    float *y = m->output;
     uint32_t row = w->in * w->bits / 8, tiles = (w->out + ROWS - 1) / ROWS;
     uint32_t first_row = tiles * own->index / m->threads * ROWS;
     uint32_t end = tiles * (own->index + 1) / m->threads * ROWS;
@@ -676,7 +676,7 @@ static void begin(tsm_model *m) {
 static void multiply(tsm_model *m, const matrix *w, const input *x, float *y) {
     m->weights = w;
     m->activations = x;
-    m->sums = y;
+    m->output = y;
     if (tiled(m, x))
         for (uint32_t t = 0; t < x->count; t += COLUMNS)
             pack(x, t, w->in, m->packed + (size_t)t * w->in);

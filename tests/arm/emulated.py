@@ -29,7 +29,9 @@ RUNTIME = ROOT / "runtime"
 FOLDER = ROOT / ".arm"
 TOOLS = FOLDER / "tools"
 MODELS = {"int8": RUNTIME / "shakespeare-int8.tflite", "int4": FOLDER / "int4.tflite"}
-LIMITS = json.loads((HERE / "limits.json").read_text())  # as measured
+LIMITS = json.loads(
+    (HERE / "limits.json").read_text()
+)  # as measured; of memory, whose peak differs by image, a little more
 SLACK = 1.1  # a compiler's or a Python's next version may cost that much more
 CFLAGS = ["-std=gnu99", "-O3", "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared"]
 LIBRARIES = [str(TOOLS / place / "x86_64-linux-gnu") for place in ("usr/lib", "lib")]

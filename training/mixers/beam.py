@@ -21,7 +21,7 @@ from tsm.training.mixers.primitives import (
     linear,
     positions,
     rms_norm,
-    scan,
+    scan_channels,
     short_convolution,
     sigmoid,
 )
@@ -55,13 +55,7 @@ def beam_splitter(
         cos, sin = xp.cos(phase), xp.sin(phase)
         written = xp.concat([cos * written, -sin * written], axis=-1)
         kept = xp.concat([kept, kept], axis=-1)
-    if length == 1:
-        memory = kept[:, 0] * memory + written[:, 0]
-        states = memory[:, None]
-    else:
-        before, memory = scan(xp, kept[:, None], written[:, None], memory[:, None])
-        states = xp.concat([before[:, 0, 1:], memory], axis=1)
-        memory = memory[:, 0]
+    states, memory = scan_channels(xp, kept, written, memory)
     if spec.rotation:
         states = turn(xp, states, cos, sin)
         memory = states[:, length - 1]

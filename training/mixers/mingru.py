@@ -17,7 +17,7 @@ from tsm.training.mixers.primitives import (
     Weights,
     linear,
     rms_norm,
-    scan,
+    scan_channels,
     short_convolution,
     sigmoid,
 )
@@ -33,11 +33,7 @@ def mingru(
     projected = linear(xp, x, weights[f"{name}.in"])  # (B, L, 3 inner)
     update, candidate, gate = (projected[..., i * inner : (i + 1) * inner] for i in range(3))
     update = sigmoid(xp, update + weights[f"{name}.bias"])
-    # `scan` runs over axis 2 and returns what was before each token: shift by one to read after.
-    before, hidden = scan(
-        xp, (1 - update)[:, None], (update * candidate)[:, None], state["hidden"][:, None]
-    )
-    read = xp.concat([before[:, 0, 1:], hidden], axis=1)  # (B, L, inner)
+    read, hidden = scan_channels(xp, 1 - update, update * candidate, state["hidden"])
     read = rms_norm(xp, read) * gate * sigmoid(xp, gate)
-    made = {"hidden": hidden[:, 0], "history": window[:, length:]}
+    made = {"hidden": hidden, "history": window[:, length:]}
     return linear(xp, read, weights[f"{name}.out"]), made

@@ -90,3 +90,17 @@ def scan(xp: Any, kept: Array, written: Array, memory: Array) -> tuple[Array, Ar
     memory = xp.expand_dims(memory, axis=2)
     before = xp.concat([memory, written[:, :, :-1]], axis=2) if count > 1 else memory
     return before, written[:, :, -1]
+
+
+def scan_channels(
+    xp: Any,
+    kept: Float[Array, "B L D"],
+    written: Float[Array, "B L D"],
+    memory: Float[Array, "B D"],
+) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
+    """m_t = kept_t m_{t-1} + written_t of every channel, from `memory`: all m, and the last."""
+    if kept.shape[1] == 1:
+        memory = kept[:, 0] * memory + written[:, 0]
+        return memory[:, None], memory
+    before, last = scan(xp, kept[:, None], written[:, None], memory[:, None])
+    return xp.concat([before[:, 0, 1:], last], axis=1), last[:, 0]
