@@ -37,7 +37,7 @@
 #endif
 
 enum { BLOCK = 128, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 12,
-       MOST_THREADS = 16, SPINS = 1 << 14 };
+       MOST_THREADS = 16, SPINS = 1 << 14, AHEAD = 3072 };
 
 typedef struct {
     const uint8_t *codes; /* (out, in): int8, or two int4 a byte, the first in the low half */
@@ -58,12 +58,13 @@ typedef struct {
     uint32_t count;
 } input;
 
-/* One kind of instructions: sums of ROWS rows from `codes` against one token, and of a panel's ROWS
- * rows against COLUMNS tokens. Where an instruction wants unsigned codes they are raised, by 128 or
+/* One kind of instructions: sums of `count` rows, a multiple of ROWS, against one token, and of a
+ * panel's ROWS rows against COLUMNS tokens. Where an instruction wants unsigned codes they are raised, by 128 or
  * 8, and that times the sum of the activations is taken off again. */
+typedef void rows_kernel(const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count,
+                         int32_t *sums);
 typedef struct {
-    void (*rows8)(const uint8_t *codes, const int8_t *x, uint32_t in, int32_t *sums);
-    void (*rows4)(const uint8_t *codes, const int8_t *x, uint32_t in, int32_t *sums);
+    rows_kernel *rows8, *rows4;
     void (*tile)(const uint8_t *panel, const int8_t *packed, uint32_t in, int32_t *sums);
     int raised;
 } kernels;
@@ -173,17 +174,24 @@ WIDE static void normalise(const float *x, float *y, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) y[i] = x[i] * scale;
 }
 
+/* The larger of each: most >= 0, and the size of x. */
+INLINE wide larger(wide most, const float *x) {
+    wide size = (wide)(*(const wide_int_at *)x & INT32_MAX);
+    return pick(size > most, size, most);
+}
+
 /* x = codes * unit, |codes| <= 127, rounded to the nearest. Returns unit. */
 WIDE static float quantize(const float *x, int8_t *codes, uint32_t n, int32_t *sum) {
-    wide most = {0};
+    wide most[4] = {{0}}; /* side by side, for a comparison takes many cycles */
     float greatest = 0;
     int32_t found = 0;
     uint32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        wide size = (wide)(*(const wide_int_at *)(x + i) & INT32_MAX);
-        most = pick(size > most, size, most);
-    }
-    for (int lane = 0; lane < LANES; lane++) greatest = most[lane] > greatest ? most[lane] : greatest;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (uint32_t k = 0; k < 4; k++) most[k] = larger(most[k], x + i + k * LANES);
+    for (; i + LANES <= n; i += LANES) most[0] = larger(most[0], x + i);
+    for (int k = 1; k < 4; k++) most[0] = larger(most[0], (const float *)&most[k]);
+    for (int lane = 0; lane < LANES; lane++)
+        greatest = most[0][lane] > greatest ? most[0][lane] : greatest;
     for (; i < n; i++) greatest = fabsf(x[i]) > greatest ? fabsf(x[i]) : greatest;
     float steps = greatest > 1e-30f ? 127 / greatest : 0;
     wide_int sums = {0};
@@ -215,8 +223,9 @@ static void split(int8_t *x, uint32_t n) {
     memcpy(x + n / 2, odd, n / 2);
 }
 
-static void plain_rows8(const uint8_t *codes, const int8_t *x, uint32_t n, int32_t *sums) {
-    for (int r = 0; r < ROWS; r++) {
+static void plain_rows8(const uint8_t *codes, const int8_t *x, uint32_t n, uint32_t count,
+                        int32_t *sums) {
+    for (uint32_t r = 0; r < count; r++) {
         const int8_t *row = (const int8_t *)codes + (size_t)r * n;
         int32_t sum = 0;
         for (uint32_t i = 0; i < n; i++) sum += row[i] * x[i];
@@ -224,8 +233,9 @@ static void plain_rows8(const uint8_t *codes, const int8_t *x, uint32_t n, int32
     }
 }
 
-static void plain_rows4(const uint8_t *codes, const int8_t *x, uint32_t n, int32_t *sums) {
-    for (int r = 0; r < ROWS; r++) {
+static void plain_rows4(const uint8_t *codes, const int8_t *x, uint32_t n, uint32_t count,
+                        int32_t *sums) {
+    for (uint32_t r = 0; r < count; r++) {
         const uint8_t *row = codes + (size_t)r * (n / 2);
         int32_t sum = 0;
         for (uint32_t i = 0; i < n / 2; i++)
@@ -233,14 +243,6 @@ static void plain_rows4(const uint8_t *codes, const int8_t *x, uint32_t n, int32
         sums[r] = sum;
     }
 }
-
-/* ROWS rows, four at a time. */
-#define BY_FOUR(name, bits)                                                                        \
-    static void name##_rows##bits(const uint8_t *codes, const int8_t *x, uint32_t n,               \
-                                  int32_t *sums) {                                                 \
-        for (uint32_t r = 0; r < ROWS; r += 4)                                                     \
-            name##_four##bits(codes + (size_t)r * (n * bits / 8), x, n, sums + r);                 \
-    }
 
 /* Where `i` of row `r` lies in a panel: its rows stand side by side, PANEL bytes of each. */
 static inline size_t in_panel(uint32_t r, uint32_t i) {
@@ -327,8 +329,14 @@ __attribute__((target("avx2"))) static void avx2_four4(const uint8_t *codes, con
     fold(half256(sum[0]), half256(sum[1]), half256(sum[2]), half256(sum[3]), sums);
 }
 
-BY_FOUR(avx2, 8)
-BY_FOUR(avx2, 4)
+#define AVX2_ROWS(bits)                                                                            \
+    __attribute__((target("avx2"))) static void avx2_rows##bits(                                   \
+        const uint8_t *codes, const int8_t *x, uint32_t n, uint32_t count, int32_t *sums) {        \
+        for (uint32_t r = 0; r < count; r += 4)                                                    \
+            avx2_four##bits(codes + (size_t)r * (n * bits / 8), x, n, sums + r);                   \
+    }
+AVX2_ROWS(8)
+AVX2_ROWS(4)
 
 __attribute__((target("avx2"))) static void avx2_tile(const uint8_t *panel, const int8_t *packed,
                                                       uint32_t n, int32_t *sums) {
@@ -348,62 +356,69 @@ __attribute__((target("avx2"))) static void avx2_tile(const uint8_t *panel, cons
 
 #define VNNI_TARGET "avx512f,avx512bw,avx512vl,avx512vnni"
 
-/* The totals of four vectors: of pairs of lanes, of pairs of pairs, and of quarters. */
-__attribute__((target(VNNI_TARGET))) static inline void totals512(const __m512i *v,
-                                                                  int32_t *totals) {
+/* Of four vectors: of each, its lanes' sums by quarters, four of one vector beside another's. */
+__attribute__((target(VNNI_TARGET))) static inline __m512i quarters512(const __m512i *v) {
     __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]),
                                   _mm512_unpackhi_epi32(v[0], v[1]));
     __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]),
                                   _mm512_unpackhi_epi32(v[2], v[3]));
-    __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    __m256i half =
-        _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-    _mm_storeu_si128((__m128i *)totals, half256(half));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+/* Of two such, the sums of their halves, a pair of one beside a pair of the other. */
+__attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
 }
 
 #define WHOLE512(place) _mm512_loadu_si512(place)
 #define TAIL512(place) _mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - (n - i)), place)
+#define SOON512(place) _mm_prefetch((const char *)(place) + AHEAD, _MM_HINT_T0)
 /* The first operand of dpbusd is unsigned. */
 #define VNNI_8(LOAD)                                                                               \
     {                                                                                              \
         __m512i v = LOAD(x + i);                                                                   \
         for (int r = 0; r < 4; r++) {                                                              \
-            __m512i w = _mm512_xor_si512(LOAD(codes + (size_t)r * n + i), flip);                   \
-            sum[r] = _mm512_dpbusd_epi32(sum[r], w, v);                                            \
+            const uint8_t *place = codes + r * n + i;                                              \
+            SOON512(place);                                                                        \
+            sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_xor_si512(LOAD(place), flip), v);          \
         }                                                                                          \
     }
-__attribute__((target(VNNI_TARGET))) static void vnni_four8(const uint8_t *codes, const int8_t *x,
-                                                            uint32_t n, int32_t *sums) {
-    const __m512i flip = _mm512_set1_epi8((char)128);
-    __m512i sum[4] = {0};
-    uint32_t i = 0;
-    for (; i + 64 <= n; i += 64) VNNI_8(WHOLE512)
-    if (i < n) VNNI_8(TAIL512)
-    totals512(sum, sums);
-}
-
 #define VNNI_4(LOAD)                                                                               \
     {                                                                                              \
         __m512i even = LOAD(x + i), odd = LOAD(x + n + i);                                         \
         for (int r = 0; r < 4; r++) {                                                              \
-            __m512i both = _mm512_xor_si512(LOAD(codes + (size_t)r * n + i), flip);                \
+            const uint8_t *place = codes + r * n + i;                                              \
+            SOON512(place);                                                                        \
+            __m512i both = _mm512_xor_si512(LOAD(place), flip);                                    \
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);                      \
             sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_and_si512(both, low), even);               \
             sum[r] = _mm512_dpbusd_epi32(sum[r], high, odd);                                       \
         }                                                                                          \
     }
-__attribute__((target(VNNI_TARGET))) static void vnni_four4(const uint8_t *codes, const int8_t *x,
-                                                            uint32_t in, int32_t *sums) {
-    const __m512i low = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)0x88);
-    __m512i sum[4] = {0};
-    uint32_t n = in / 2, i = 0;
-    for (; i + 64 <= n; i += 64) VNNI_4(WHOLE512)
-    if (i < n) VNNI_4(TAIL512)
-    totals512(sum, sums);
-}
-
-BY_FOUR(vnni, 8)
-BY_FOUR(vnni, 4)
+/* n: bytes of a row. */
+#define VNNI_ROWS(bits, SUMS)                                                                      \
+    __attribute__((target(VNNI_TARGET))) static void vnni_rows##bits(                              \
+        const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count, int32_t *sums) {       \
+        const __m512i flip = _mm512_set1_epi8((char)(bits == 8 ? 0x80 : 0x88));                    \
+        const __m512i low = _mm512_set1_epi8(15);                                                  \
+        const size_t n = (size_t)in * bits / 8;                                                    \
+        (void)low;                                                                                 \
+        for (const int32_t *end = sums + count; sums < end; sums += ROWS) {                        \
+            __m512i parts[4];                                                                      \
+            for (int four = 0; four < 4; four++, codes += 4 * n) {                                 \
+                __m512i sum[4] = {0};                                                              \
+                size_t i = 0;                                                                      \
+                for (; i + 64 <= n; i += 64) SUMS(WHOLE512)                                        \
+                if (i < n) SUMS(TAIL512)                                                           \
+                parts[four] = quarters512(sum);                                                    \
+            }                                                                                      \
+            __m512i ab = halves512(parts[0], parts[1]), cd = halves512(parts[2], parts[3]);        \
+            _mm512_storeu_si512(sums, _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88),         \
+                                                       _mm512_shuffle_i32x4(ab, cd, 0xdd)));       \
+        }                                                                                          \
+    }
+VNNI_ROWS(8, VNNI_8)
+VNNI_ROWS(4, VNNI_4)
 
 __attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
                                                            const int8_t *packed, uint32_t n,
@@ -474,9 +489,9 @@ NEON_TARGET static inline int8x16_t neon_tail(const void *place, uint32_t left) 
 /* n: bytes of a row. */
 #define NEON_ROWS(name, TARGET, bits, SUMS, ADD, scale)                                            \
     TARGET static void name##_rows##bits(const uint8_t *codes, const int8_t *x, uint32_t in,       \
-                                         int32_t *sums) {                                          \
+                                         uint32_t count, int32_t *sums) {                          \
         const size_t n = (size_t)in * bits / 8;                                                    \
-        const int32_t *end = sums + ROWS;                                                          \
+        const int32_t *end = sums + count;                                                         \
         for (; sums < end; sums += TOGETHER, codes += TOGETHER * n) {                              \
             int32x4_t sum[TOGETHER] = {{0}};                                                       \
             size_t i = 0;                                                                          \
@@ -568,11 +583,19 @@ WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *pa
         }
 }
 
-/* y (ROWS,) of the sums of as many rows. */
-WIDE static void scale_row(const int32_t *sums, int32_t surplus, float unit, const float *scales,
-                           float *y) {
-    wide exact = __builtin_convertvector(*(const wide_int_at *)sums - surplus, wide);
-    *(wide_at *)y = exact * (unit * *(const wide_at *)scales);
+/* y (n,), which holds the sums of as many rows, in their place. */
+WIDE static void scale_rows(float *y, int32_t surplus, float unit, const float *scales,
+                            uint32_t n) {
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        wide exact = __builtin_convertvector(*(const wide_int_at *)(y + i) - surplus, wide);
+        *(wide_at *)(y + i) = exact * (unit * *(const wide_at *)(scales + i));
+    }
+    for (; i < n; i++) {
+        int32_t sum;
+        memcpy(&sum, y + i, sizeof sum);
+        y[i] = (float)(sum - surplus) * (unit * scales[i]);
+    }
 }
 
 /* Whether a product is made of tiles: of a few tokens, rows one by one are faster. */
@@ -605,6 +628,23 @@ WIDE static void scale(const int32_t *sums, const int32_t *sum, const float *uni
         for (uint32_t r = 0; r < ROWS; r++) y[(size_t)t * stride + r] = scaled[r][t];
 }
 
+/* y (t, first) and the `count` after it: so many rows against one token. */
+static void multiply_rows(const kernels *k, const matrix *w, const input *x, uint32_t t,
+                          uint32_t first, uint32_t count, float *y) {
+    const size_t row = (size_t)w->in * w->bits / 8;
+    const int8_t *token = x->codes + (size_t)t * w->in;
+    uint32_t rest = count % ROWS, end = first + count;
+    int32_t sums[ROWS], offset = k->raised ? 1 << (w->bits - 1) : 0;
+    y += (size_t)t * w->out + first;
+    rows_kernel *rows = w->bits == 8 ? k->rows8 : k->rows4;
+    rows(w->codes + first * row, token, w->in, count - rest, (int32_t *)y);
+    if (rest) { /* with rows before them */
+        rows(w->codes + (end - ROWS) * row, token, w->in, ROWS, sums);
+        memcpy(y + count - rest, sums + ROWS - rest, rest * sizeof *sums);
+    }
+    scale_rows(y, offset * x->sum[t], x->unit[t], w->scales + first, count);
+}
+
 /* y (count, out) = scales * (codes (out, in) x input (count, in)), integers inside: one worker's
  * part of the rows. */
 static void multiply_part(const worker *own) {
@@ -613,7 +653,7 @@ static void multiply_part(const worker *own) {
     const matrix *w = m->weights;
     const input *x = m->activations;
     float *y = m->output;
-    uint32_t row = w->in * w->bits / 8, tiles = (w->out + ROWS - 1) / ROWS;
+    uint32_t tiles = (w->out + ROWS - 1) / ROWS;
     uint32_t first_row = tiles * own->index / m->threads * ROWS;
     uint32_t end = tiles * (own->index + 1) / m->threads * ROWS;
     int32_t offset = k->raised ? 1 << (w->bits - 1) : 0;
@@ -632,16 +672,10 @@ static void multiply_part(const worker *own) {
         }
         return;
     }
-    for (uint32_t o = first_row; o < end; o += ROWS) {
-        uint32_t from = o + ROWS > w->out ? w->out - ROWS : o;
-        for (uint32_t t = 0; t < x->count; t++) {
-            int32_t sums[ROWS];
-            (w->bits == 8 ? k->rows8 : k->rows4)(w->codes + (size_t)from * row,
-                                                 x->codes + (size_t)t * w->in, w->in, sums);
-            scale_row(sums, offset * x->sum[t], x->unit[t], w->scales + from,
-                      y + (size_t)t * w->out + from);
-        }
-    }
+    uint32_t step = x->count == 1 ? tiles * ROWS : ROWS; /* a row meets all tokens in the cache */
+    for (uint32_t o = first_row; o < end; o += step)
+        for (uint32_t t = 0; t < x->count; t++)
+            multiply_rows(k, w, x, t, o, end - o < step ? end - o : step, y);
 }
 
 #ifdef THREADS
