@@ -24,9 +24,12 @@ def append(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The processor's name, whether it multiplies bf16 by itself, and how many cores are here."""
+    """The processor's name and family, whether it multiplies bf16 by itself, and how many cores are
+    here. AMD's Zen 4 is of family 25, Zen 5 of 26."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
+    pairs = [line.partition(":") for line in text.splitlines()]
+    about = {name.strip(): value.strip() for name, _, value in pairs}
     flags = {flag for flag in ("avx512f", "avx512_bf16", "amx_tile") if f" {flag} " in text}
-    name = names[0] if names else platform.processor() or platform.machine()
-    return ", ".join([name, *sorted(flags), f"{os.cpu_count()} cores"])
+    name = about.get("model name") or platform.processor() or platform.machine()
+    family = [f"family {about['cpu family']}"] if "cpu family" in about else []
+    return ", ".join([name, *family, *sorted(flags), f"{os.cpu_count()} cores"])

@@ -16,6 +16,10 @@ __all__ = ["Grammar", "Model", "Sampling", "Stream", "load"]
 def __getattr__(name: str) -> object:  # so that its modules start alone, without the others
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tsm.runtime import grammar, sampling, stream
+    if name == "Grammar":
+        from tsm.runtime.grammar import Grammar
 
-    return next(getattr(m, name) for m in (grammar, sampling, stream) if hasattr(m, name))
+        return Grammar
+    from tsm.runtime import stream
+
+    return getattr(stream, name)

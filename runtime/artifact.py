@@ -15,32 +15,33 @@ runtime/artifact.py FILE...
 
 from __future__ import annotations
 
-import json
 import math
-import re
+import os
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 TYPE_CHECKING = False  # as typing's, which costs a start 2 ms
 if TYPE_CHECKING:
-    from typing import Any, BinaryIO
+    from collections.abc import Callable, Iterator
+    from typing import Any, BinaryIO, TypeVar
+
+    T = TypeVar("T")
 
 FORMAT_VERSION = 3
 MARKER = b'{"tsm_artifact": '
-PIECE_BYTES = 1 << 18  # a file is read in pieces: verifying must not cost memory
+PIECE_BYTES = 1 << 16  # a file is read in pieces: verifying must not cost memory
 JSON_BYTES_LIMIT = 1 << 16
 BLOCK_TOKENS_LIMIT = 1 << 16
 STATE_VALUES_LIMIT = 1 << 27  # 512 MB: of attention over 8K bytes, say
 
+_HEAD = MARKER.decode() + str(FORMAT_VERSION)
 _SEALED_FIELDS = ', "file_bytes": "%012d", "crc32": "%s", "sha256": "%s"'
-_HEADER = re.compile(
-    re.escape(MARKER)
-    + rb'(\d+), "file_bytes": "(\d{12})", "crc32": "([0-9a-f]{8})", "sha256": "([0-9a-f]{64})"'
-)
 _NO_CRC32, _NO_SHA256 = "0" * 8, "0" * 64
+_HEADER = _HEAD + _SEALED_FIELDS % (0, _NO_CRC32, _NO_SHA256)  # of this length, always
+# Where in it the values lie.
+_SHA256 = (len(_HEADER) - 1 - len(_NO_SHA256), len(_HEADER) - 1)
+_CRC32 = (_SHA256[0] - len('", "sha256": "') - len(_NO_CRC32), _SHA256[0] - len('", "sha256": "'))
+_FILE_BYTES = (_CRC32[0] - len('", "crc32": "') - 12, _CRC32[0] - len('", "crc32": "'))
 
 
 class ArtifactError(ValueError):
@@ -52,7 +53,7 @@ class Artifact:
 
     def __init__(
         self,
-        path: Path,
+        path: str,
         sha256: str,
         spec: dict[str, Any],  # the fields of training/spec.py's ModelSpec
         quantization: str,  # "none", "int8" or "int4"
@@ -86,34 +87,32 @@ def metadata_json(metadata: dict[str, Any]) -> str:
     """
     if metadata.keys() != _KEYS:
         raise ArtifactError(f"metadata: keys {sorted(metadata)}, wanted {sorted(_KEYS)}")
-    sealed = _SEALED_FIELDS % (0, _NO_CRC32, _NO_SHA256)
-    head = MARKER.decode() + str(FORMAT_VERSION) + sealed
-    return head + ", " + json.dumps(metadata, sort_keys=True)[1:]
+    import json
+
+    return _HEADER + ", " + json.dumps(metadata, sort_keys=True)[1:]
 
 
 def seal(data: bytes) -> bytes:
     """`data`, a whole file holding one `metadata_json`, with its length and digests filled in."""
     import hashlib
 
-    found = list(_HEADER.finditer(data))
-    if len(found) != 1 or data.count(MARKER) != 1:
+    if data.count(MARKER) != 1:
         raise ArtifactError(f"seal: {data.count(MARKER)} metadata objects, wanted exactly one")
-    start, end = found[0].start(1), found[0].end(4) + 1
+    start = data.index(MARKER)
 
     def sealed(crc32: str, sha256: str) -> bytes:
-        text = str(FORMAT_VERSION) + _SEALED_FIELDS % (len(data), crc32, sha256)
-        return data[:start] + text.encode() + data[end:]
+        header = _HEAD + _SEALED_FIELDS % (len(data), crc32, sha256)
+        return data[:start] + header.encode() + data[start + len(header) :]
 
     sha256 = hashlib.sha256(sealed(_NO_CRC32, _NO_SHA256)).hexdigest()
     return sealed(f"{zlib.crc32(sealed(_NO_CRC32, sha256)):08x}", sha256)
 
 
-def open_artifact(path: str | Path) -> Artifact:
+def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Verifies format version, length and CRC-32 of the file, in little memory, and reads what
     it says about itself. Raises ArtifactError; no interpreter should see a file before this."""
-    path = Path(path)
-    with _opened(path) as file:
-        return _verify(path, file)
+    path = os.fspath(path)
+    return _opened(path, lambda file: _verify(path, file))
 
 
 def check_sha256(artifact: Artifact) -> None:
@@ -121,24 +120,24 @@ def check_sha256(artifact: Artifact) -> None:
     import hashlib
 
     digest = hashlib.sha256()
-    with _opened(artifact.path) as file:
+
+    def work(file: BinaryIO) -> None:
         [offset] = _marker_offsets(file)
-        file.seek(offset)
-        header = _HEADER.match(file.read(JSON_BYTES_LIMIT))
-        assert header  # it was opened
-        for piece in _pieces(file, offset, header.span(3), header.span(4)):
+        for piece in _pieces(file, offset, _CRC32, _SHA256):
             digest.update(piece)
+
+    _opened(artifact.path, work)
     if digest.hexdigest() != artifact.sha256:
         raise ArtifactError(
             f"{artifact.path}: SHA-256 {digest.hexdigest()}, its header wants {artifact.sha256}"
         )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: str, work: Callable[[BinaryIO], T]) -> T:
+    """What `work` makes of the file."""
     try:
-        with path.open("rb") as file:
-            yield file
+        with open(path, "rb") as file:
+            return work(file)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ArtifactError(f"{path}: {reason}, wanted a .tflite or .onnx model") from None
@@ -161,14 +160,15 @@ def _marker_offsets(file: BinaryIO) -> list[int]:
     """Where MARKER stands in the file, also where it straddles two pieces."""
     offsets, tail, start = [], b"", 0
     for piece in _pieces(file):
-        window = tail + piece
-        offsets += [start - len(tail) + m.start() for m in re.finditer(re.escape(MARKER), window)]
+        window, place = tail + piece, -1
+        while (place := window.find(MARKER, place + 1)) >= 0:
+            offsets.append(start - len(tail) + place)
         start += len(piece)
         tail = window[1 - len(MARKER) :]  # too short to hold a marker already counted
     return offsets
 
 
-def _verify(path: Path, file: BinaryIO) -> Artifact:
+def _verify(path: str, file: BinaryIO) -> Artifact:
     offsets = _marker_offsets(file)
     if len(offsets) != 1:
         raise ArtifactError(
@@ -181,24 +181,26 @@ def _verify(path: Path, file: BinaryIO) -> Artifact:
     version = text[len(MARKER) :].partition(b",")[0][:9].decode("ascii", "replace")
     if version != str(FORMAT_VERSION):
         raise ArtifactError(f"{path}: artifact format {version!r}, wanted '{FORMAT_VERSION}'")
-    header = _HEADER.match(text)
-    if not header:
+    header = text[: len(_HEADER)].decode("ascii", "replace")
+    size, wanted_crc32, sha256 = (header[a:b] for a, b in (_FILE_BYTES, _CRC32, _SHA256))
+    hexadecimal = all(digit in "0123456789abcdef" for digit in wanted_crc32 + sha256)
+    wanted_bytes = int(size) if size.isdecimal() else 0
+    if header != _HEAD + _SEALED_FIELDS % (wanted_bytes, wanted_crc32, sha256) or not hexadecimal:
         raise ArtifactError(f"{path}: damaged header, wanted its length and digests")
-    wanted_bytes, wanted_crc32 = int(header[2]), header[3].decode()
     if file_bytes != wanted_bytes:
         raise ArtifactError(
             f"{path}: {file_bytes} bytes, its header wants {wanted_bytes} (incomplete or extended)"
         )
     crc32 = 0
-    for piece in _pieces(file, offsets[0], header.span(3)):
+    for piece in _pieces(file, offsets[0], _CRC32):
         crc32 = zlib.crc32(piece, crc32)
     if f"{crc32:08x}" != wanted_crc32:
         raise ArtifactError(
             f"{path}: CRC-32 {crc32:08x}, its header wants {wanted_crc32} (damaged)"
         )
     try:
-        stored, _ = json.JSONDecoder().raw_decode(text.decode("utf-8", "replace"))
-    except ValueError as error:
+        stored = _json_value(text.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: header is not JSON ({error})") from None
     metadata = {k: v for k, v in stored.items() if k not in ("tsm_artifact", "file_bytes", "crc32")}
     if metadata.keys() != _KEYS | {"sha256"}:
@@ -208,6 +210,30 @@ def _verify(path: Path, file: BinaryIO) -> Artifact:
     if wrong:
         raise ArtifactError(f"{path}: header {wrong[0]}, wanted {_WANTED[wrong[0]]}")
     return Artifact(path=path, **metadata)
+
+
+def _json_value(text: str) -> Any:
+    """The one that `text` begins with. Raises ValueError or RecursionError.
+
+    By CPython's scanner without the json package around it, whose re and enum cost 1.4 MB; what it
+    stumbles at, the package tells."""
+    try:
+        from _json import make_scanner
+
+        settings: Any = _Scanning
+        return make_scanner(settings)(text, 0)[0]
+    except (ImportError, StopIteration, SystemError, TypeError):
+        from json import JSONDecoder
+
+        return JSONDecoder().raw_decode(text)[0]
+
+
+class _Scanning:
+    """What the scanner makes of JSON: as json.loads."""
+
+    strict = True
+    object_hook = object_pairs_hook = parse_constant = None
+    parse_float, parse_int = float, int
 
 
 def _fits(key: str, value: Any) -> bool:

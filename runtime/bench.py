@@ -89,7 +89,7 @@ def bench(
     ]
     progress()
     return {
-        "model": artifact.path.name,
+        "model": Path(artifact.path).name,
         "quantization": artifact.quantization,
         "sha256": artifact.sha256,
         "machine": f"{_cpu()}, {platform.system()}, Python {platform.python_version()}",
@@ -157,7 +157,7 @@ def joules_between(before: list[tuple[int, int]], after: list[tuple[int, int]]) 
     return sum((end - start) % most for (start, most), (end, _) in pairs) / 1e6
 
 
-def first_byte_seconds(model: Path, kind: str) -> float:
+def first_byte_seconds(model: str, kind: str) -> float:
     """From the start of a process to the first byte that it generates. Raises CommandError."""
     started = time.perf_counter()
     with _generating(model, kind, 1) as process:
@@ -170,7 +170,7 @@ def first_byte_seconds(model: Path, kind: str) -> float:
     return seconds
 
 
-def peak_rss_bytes(model: Path, kind: str) -> int | None:
+def peak_rss_bytes(model: str, kind: str) -> int | None:
     """Of a process that generates; None where the system does not say. Raises CommandError."""
     with _generating(model, kind, MEMORY_BYTES, "--json") as process:
         report, errors = process.communicate()
@@ -179,7 +179,7 @@ def peak_rss_bytes(model: Path, kind: str) -> int | None:
     return json.loads(report)["peak_rss_bytes"]
 
 
-def _generating(model: Path, kind: str, count: int, *more: str) -> subprocess.Popen[bytes]:
+def _generating(model: str, kind: str, count: int, *more: str) -> subprocess.Popen[bytes]:
     options = ["--engine", kind, "--bytes", str(count), "--temperature", "0", *more]
     command = [sys.executable, str(GENERATE), str(model), *options]
     return subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

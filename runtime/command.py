@@ -1,18 +1,16 @@
-"""What the commands of this folder share: arguments, files in and out, and how a command ends."""
+"""What the commands of this folder share: arguments, progress, and how a command ends."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, BinaryIO, NoReturn, TypeVar
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, NoReturn, TypeVar
 
     T = TypeVar("T")
 
@@ -92,39 +90,6 @@ def end(prog: str, work: Callable[[], None], *errors: type[Exception]) -> int:
         place = error.filename or "standard output"
         print(f"{prog}: {place}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
         return BAD_INPUT
-
-
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """The file to read; - is standard input. Raises CommandError."""
-    if path == "-":
-        yield sys.stdin.buffer
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "rb"))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise CommandError(f"{path}: {reason}, wanted a readable file") from None
-        yield file
-
-
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its name once it is whole; nothing is left of it if not."""
-    beside = path.with_name(path.name + ".partial")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        if isinstance(error, OSError):  # a full disk does not say whose
-            error.filename = error.filename or str(path)
-        raise
 
 
 def progress(text: str = "") -> None:

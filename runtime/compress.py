@@ -35,21 +35,16 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import open_artifact
-    from tsm.runtime.command import (
-        CommandError,
-        Parser,
-        end,
-        opened,
-        watched,
-        written,
-    )
+    from tsm.runtime.command import CommandError, Parser, end, watched
     from tsm.runtime.engines import SHIPPED_MODEL, EngineError, kinds
+    from tsm.runtime.files import opened, written
     from tsm.runtime.native_engine import NativeEngine
     from tsm.runtime.score import predicted
 else:
     from artifact import open_artifact
-    from command import CommandError, Parser, end, opened, watched, written
+    from command import CommandError, Parser, end, watched
     from engines import SHIPPED_MODEL, EngineError, kinds
+    from files import opened, written
     from native_engine import NativeEngine
     from score import predicted
 
@@ -219,7 +214,7 @@ def _output(out: str, force: bool) -> Iterator[BinaryIO]:
     else:
         if Path(out).exists() and not force:
             raise CommandError(f"{out}: exists already, wanted a new name or --force")
-        with written(Path(out)) as file:
+        with written(out) as file:
             yield file
 
 

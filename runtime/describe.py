@@ -52,7 +52,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         if name in artifact.places
     }
     weights_bytes = sum(sizes.values()) if sizes else None
-    with artifact.path.open("rb") as file:
+    with open(artifact.path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     with data:
         container = "TFLite" if data[4:8] == b"TFL3" else "ONNX"

@@ -16,12 +16,11 @@ import math
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
@@ -32,7 +31,8 @@ else:
 if TYPE_CHECKING:
     from tsm.runtime.artifact import Artifact
 
-SHIPPED_MODEL = Path(__file__).with_name("shakespeare-int8.tflite")
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+SHIPPED_MODEL = os.path.join(_FOLDER, "shakespeare-int8.tflite")
 VOCABULARY = 256  # tokens are bytes
 _FLOAT_BYTES = 4
 
@@ -40,8 +40,7 @@ _FLOAT_BYTES = 4
 # environment), and a wrong call is a crash, not an error: only what was tried is called.
 _LITERT_VERSIONS = ("2.3.",)
 _LITERT_NAMES = ("libLiteRt.so", "libLiteRt.dylib", "libLiteRt.dll")
-# What `make native` builds comes before what an installation has built.
-_NATIVE_NAMES = ("libtsm.so", "libtsm*.so", "libtsm*.dylib", "libtsm*.pyd", "libtsm*.dll")
+_NATIVE_ENDS = (".so", ".dylib", ".pyd", ".dll")
 _LITERT_OPTIONS = 'kernel_mode = "builtin"\nnum_threads = {}\n'
 _LITERT_CPU = 1
 # Environment options as (tag, type, value): register CPU kernels only (24), so that no GPU
@@ -120,9 +119,9 @@ class Engine(ABC):
 class LiteRtEngine(Engine):
     """LiteRT's C library through ctypes."""
 
-    def __init__(self, artifact: Artifact, library: Path, threads: int) -> None:
+    def __init__(self, artifact: Artifact, library: str, threads: int) -> None:
         super().__init__(artifact)
-        self._library = ctypes.CDLL(str(library))
+        self._library = ctypes.CDLL(library)
         model = self._compile(_LITERT_OPTIONS.format(threads).encode())
         self._state = 0  # which of two buffers is the input; the other takes the output
         self._memory: dict[tuple[str, int], Any] = {}  # (name, which) -> ctypes array
@@ -326,15 +325,17 @@ def _package(name: str) -> Any:
     return importlib.util.find_spec(name)
 
 
-def native_library() -> Path | None:
-    """The compiled C engine, from the wheel or from `make native`."""
-    folder = Path(__file__).with_name("native")
-    return next((path for name in _NATIVE_NAMES for path in sorted(folder.glob(name))), None)
+def native_library() -> str | None:
+    """The compiled C engine: what `make native` builds before what an installation has built."""
+    folder = os.path.join(_FOLDER, "native")
+    names = sorted(os.listdir(folder) if os.path.isdir(folder) else ())
+    names = [name for name in names if name.startswith("libtsm") and name.endswith(_NATIVE_ENDS)]
+    return os.path.join(folder, min(names, key=len)) if names else None
 
 
 def _is_tflite(artifact: Artifact) -> bool:
     try:
-        with artifact.path.open("rb") as file:
+        with open(artifact.path, "rb") as file:
             return file.read(8)[4:] == b"TFL3"
     except OSError as error:
         raise EngineError(f"{artifact.path}: {error.strerror}") from None
@@ -359,19 +360,21 @@ def _looking_ahead(engine: Engine) -> Engine:
 
 
 def _open_litert(artifact: Artifact, threads: int) -> Engine:
+    from pathlib import Path
+
     package = _package("ai_edge_litert")  # found without importing it
     folder = Path(package.submodule_search_locations[0])
     library = next((folder / n for n in _LITERT_NAMES if (folder / n).exists()), None)
     version = next((p.name.split("-")[1] for p in folder.parent.glob("ai_edge_litert-*-info")), "")
     if library and version.startswith(_LITERT_VERSIONS):
-        return LiteRtEngine(artifact, library, threads)
+        return LiteRtEngine(artifact, str(library), threads)
 
     from ai_edge_litert import interpreter
 
     # XNNPACK, the default delegate, would copy the weights: 15 MiB more.
     kernels = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     model = interpreter.Interpreter(
-        model_path=str(artifact.path), num_threads=threads, experimental_op_resolver_type=kernels
+        model_path=artifact.path, num_threads=threads, experimental_op_resolver_type=kernels
     )
     decode, prefill = (model.get_signature_runner(key) for key in ("decode", "prefill"))
 
@@ -389,7 +392,7 @@ def _open_onnx(artifact: Artifact, threads: int) -> Engine:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.enable_cpu_mem_arena = False  # the arena grows to a prompt's size and stays there
     session = onnxruntime.InferenceSession(
-        str(artifact.path), options, providers=["CPUExecutionProvider"]
+        artifact.path, options, providers=["CPUExecutionProvider"]
     )
     outputs = [output.name for output in session.get_outputs()]
 

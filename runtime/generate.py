@@ -14,17 +14,15 @@ interpreter: `pip install ai-edge-litert` (or `onnxruntime`).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
@@ -60,8 +58,8 @@ def peak_rss_bytes() -> int | None:
     """The most memory that this process has held, or None where the system does not say."""
     try:
         # Not getrusage on Linux: a child starts with its parent's peak there.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         if sys.platform != "darwin":
             return None
@@ -72,7 +70,10 @@ def peak_rss_bytes() -> int | None:
 
 def _file_bytes(path: str) -> bytes:
     try:
-        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if path == "-":
+            return sys.stdin.buffer.read()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise argparse.ArgumentTypeError(f"{path}: {reason}, wanted a readable file") from None
@@ -114,7 +115,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("tsm-generate", "Generate text from a TSM model.")
     parser.formatter_class = help_formatter(argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("model", nargs="?", type=Path, default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
+    add("model", nargs="?", default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
         "--prompt",
@@ -173,7 +174,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--prompt-cache", "keep what was read of prompts there, and do not read it again"),
     ):
         metavar = "DIR" if name == "--prompt-cache" else "FILE"
-        states.add_argument(name, type=Path, default=argparse.SUPPRESS, metavar=metavar, help=text)
+        states.add_argument(name, default=argparse.SUPPRESS, metavar=metavar, help=text)
     some = number(int, 1, math.inf, "a whole number, 1 or more")
     add("--samples", type=some, default=1, metavar="N", help="texts, with seeds S, S + 1, ...")
     add("--interactive", action="store_true", help="answer each line of input; Ctrl-C: enough")
@@ -275,6 +276,8 @@ def _generate(stream: Stream, arguments: argparse.Namespace, started: float, hea
         report = _report(stream, arguments, pieces, started)
         if wanted is not None:
             report.update(logprobs=rows, logprob_total=math.fsum(r["logprob"] for r in rows))
+        import json  # only now: it is no part of what the report says of memory
+
         _write(json.dumps(report) + "\n")
         return
     _write(heading)

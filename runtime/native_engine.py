@@ -147,7 +147,7 @@ def _place(values: array) -> int:
 def _library() -> Any:
     """The C library, its calls declared as in native/tsm.h."""
     path = native_library()
-    library = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(path)
     pointer, size, whole = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     real = ctypes.c_double
     for name, result, arguments in (

@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
     from tsm.runtime.artifact import open_artifact
-    from tsm.runtime.command import Parser, end, number, opened, watched
+    from tsm.runtime.command import Parser, end, number, watched
     from tsm.runtime.engines import ENGINES, SHIPPED_MODEL, VOCABULARY, Engine, open_engine
+    from tsm.runtime.files import opened
 else:
     from artifact import open_artifact
-    from command import Parser, end, number, opened, watched
+    from command import Parser, end, number, watched
     from engines import ENGINES, SHIPPED_MODEL, VOCABULARY, Engine, open_engine
+    from files import opened
 
 PIECE_BYTES = 1024  # read at once: a mebibyte of logits
 UNITS = {"nats": 1.0, "bits": 1 / math.log(2)}  # a nat in each

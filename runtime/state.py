@@ -8,14 +8,12 @@ of the parts, which fill the file exactly.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
-from collections.abc import Sequence
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 MAGIC, VERSION = b"TSMSTATE", 1
@@ -28,7 +26,8 @@ class StateError(ValueError):
 
 def pack(header: dict[str, Any], parts: Sequence[bytes]) -> bytes:
     """A file's content: `header` in JSON, which gains the lengths of `parts`, and these."""
-    from zlib import crc32  # not for those who keep no state
+    import json  # not for those who keep no state
+    from zlib import crc32
 
     text = json.dumps({**header, "parts": [len(part) for part in parts]}).encode()
     rest = struct.pack("<I", len(text)) + text + b"".join(parts)
@@ -37,6 +36,7 @@ def pack(header: dict[str, Any], parts: Sequence[bytes]) -> bytes:
 
 def unpack(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """What `pack` was given. Raises StateError."""
+    import json
     from zlib import crc32
 
     if len(data) < _HEAD.size or not data.startswith(MAGIC):
@@ -64,10 +64,10 @@ def unpack(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     return header, parts
 
 
-def read_file(path: Path, limit_bytes: int) -> bytes:
+def read_file(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
     """The whole file. Raises StateError, also where it is longer than `limit_bytes`."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             data = file.read(limit_bytes + 1)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -77,15 +77,17 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
     return data
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """The file, whole or not at all. Raises StateError."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    beside = f"{os.fspath(path)}.{os.getpid()}.partial"
     try:
         try:
-            beside.write_bytes(data)
+            with open(beside, "wb") as file:
+                file.write(data)
             os.replace(beside, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            if os.path.exists(beside):
+                os.unlink(beside)
             raise
     except OSError as error:
         reason = (error.strerror or str(error)).lower()

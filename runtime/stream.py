@@ -15,15 +15,15 @@ one of its streams at a time and swaps their states, which are small, in and out
 
 from __future__ import annotations
 
-import re
 import time
 from _thread import allocate_lock  # threading costs a start 1 ms
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
+    import re
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
@@ -57,7 +57,10 @@ _DRAWN_MARK = bytes([_READ | _DRAWN])
 
 
 def load(
-    path: str | Path = SHIPPED_MODEL, engine: str = "", threads: int = 1, lookahead: bool = False
+    path: str | os.PathLike[str] = SHIPPED_MODEL,
+    engine: str = "",
+    threads: int = 1,
+    lookahead: bool = False,
 ) -> Model:
     """Verifies the artifact and opens it; engine: one of engines.ENGINES, by default the best
     that is here; lookahead: as for engines.open_engine. Raises ArtifactError or EngineError."""
@@ -75,6 +78,12 @@ def _some(pieces: Iterator[str]) -> str | None:
     return text
 
 
+def _compiled(regex: str | re.Pattern[str]) -> re.Pattern[str]:
+    import re  # not for those who have none
+
+    return re.compile(regex)
+
+
 class Model:
     """An engine, and which stream's state it holds."""
 
@@ -90,9 +99,8 @@ class Model:
         for every 256 of them."""
         return Stream(self, sampling or Sampling(), grammar, rewind)
 
-    def load_stream(self, path: str | Path, *, rewind: int = 0) -> Stream:
+    def load_stream(self, path: str | os.PathLike[str], *, rewind: int = 0) -> Stream:
         """A stream that `Stream.save` wrote, to the bit. Raises StateError, or GrammarError."""
-        path = Path(path)
         size_bytes = sum(self.engine._state_bytes().values())
         data = files.read_file(path, size_bytes + _OVERHEAD_BYTES)
         try:
@@ -219,7 +227,7 @@ class Stream:
     ) -> Iterator[str]:
         """Yields text as it comes, of `count` bytes at most; it ends before any of the strings
         `stops` and any match of `regexes` (text.py). The stream has drawn these, too."""
-        patterns = [re.compile(regex) for regex in regexes]
+        patterns = list(map(_compiled, regexes))
         source = self.generate_bytes(count, observe=observe)
         if (yield from decode_text(source, stops, patterns)):
             self.finish_reason = "stop"
@@ -295,9 +303,9 @@ class Stream:
             if self.grammar:
                 self.grammar.rewind(count)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes all that goes on from here. Raises StateError."""
-        files.write_file(Path(path), self._pack())
+        files.write_file(path, self._pack())
 
     def _pack(self) -> bytes:
         grammar, engine = self.grammar, self._model.engine

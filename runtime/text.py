@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import re
-from collections.abc import Generator, Iterable, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Generator, Iterable, Sequence
 
 # Text is held back so long that no match of a stop expression of up to so many characters can
 # have begun in what is out: 0.1 s at 2,000 bytes/s.
