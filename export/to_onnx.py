@@ -8,8 +8,8 @@
 `channels` and `history` are the state of the reference; another mixer has others.
 
 `training/model.py` is traced through PyTorch in both its forms, the step and the chunk, which
-become the branches of one `If` on the length; each weight stands once, outside of them. Standard
-operators only.
+become the branches of one `If` on the length; each weight stands once, outside of them, in the very
+bytes of the .tflite, from which runtime/native computes too. Standard operators only.
 
 int8 quantizes the projections alone, weights per output row and activations per token, in basic
 operators. Not onnxruntime's `quantize_dynamic`: its scale is that of a whole block, so that later
@@ -168,8 +168,8 @@ def _described(spec: ModelSpec, value: str, name: str) -> Any:
 
 def quantize(values: dict[str, np.ndarray], bits: dict[str, int], made: Any) -> None:
     """In place: MatMul with a matrix named in `bits` becomes MatMulInteger, or of 4 bits
-    onnxruntime's MatMulNBits. The file has the codes and scales of `few_bits`; nodes before the
-    `If` lay them out as these operators want, which onnxruntime does once, as it loads the file."""
+    onnxruntime's MatMulNBits. Stored are the codes and scales of `few_bits`; nodes before the `If`
+    lay them out as these operators want them, which onnxruntime does once, as it loads the file."""
     from onnx import helper, numpy_helper
 
     graph = made.graph
@@ -184,8 +184,6 @@ def quantize(values: dict[str, np.ndarray], bits: dict[str, int], made: Any) -> 
     if 4 in bits.values():
         made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         constants["middles"] = np.array(0x88, np.uint8)  # of two codes a byte
-        constants["flat"] = np.array([-1], np.int64)
-        constants["blocks"] = np.array([0, -1, FOUR_BIT_BLOCK // 2], np.int64)
     kept, layouts, products = [], [], {}
     for tensor in graph.initializer:
         value, weight = numpy_helper.to_array(tensor), tensor.name
@@ -193,18 +191,12 @@ def quantize(values: dict[str, np.ndarray], bits: dict[str, int], made: Any) -> 
         if not name:
             kept.append(tensor)
             continue
-        constants[weight], scales = few_bits(values[name], bits[name])
+        constants[weight], constants[f"{weight}/scale"] = few_bits(values[name], bits[name])
         if bits[name] == 8:
-            constants[f"{weight}/scale"] = scales
             layouts += _eight_bit_layout(weight)
             products[weight] = _eight_bit_product
         else:
-            blocks = -(-len(value) // FOUR_BIT_BLOCK)
-            missing = blocks * FOUR_BIT_BLOCK // 2 - constants[weight].shape[1]
-            constants[f"{weight}/scale"] = scales[:, None]
-            constants[f"{weight}/missing"] = np.array([0, 0, 0, missing], np.int64)
-            constants[f"{weight}/times"] = np.array([1, blocks], np.int64)
-            layouts += _four_bit_layout(weight)
+            layouts += _four_bit_layout(weight, columns=constants[weight].shape[1])
             products[weight] = partial(_four_bit_product, *value.shape)
     if len(products) != len(wanted):
         raise ExportError(f"{len(products)} projections in the graph, wanted {len(wanted)}")
@@ -226,6 +218,7 @@ def _replace(field: Any, values: list[Any]) -> None:
 
 
 def _eight_bit_layout(weight: str) -> list[Any]:
+    """Bytes (in, out) around 128."""
     return _nodes(
         weight,
         ("BitwiseXor", [weight, "middle"], "raised", {}),
@@ -253,16 +246,22 @@ def _eight_bit_product(x: str, weight: str, y: str) -> list[Any]:
     )
 
 
-def _four_bit_layout(weight: str) -> list[Any]:
-    """As MatMulNBits wants them: bytes (out, blocks, FOUR_BIT_BLOCK / 2), scales (out * blocks,),
-    of which all blocks of a row have the same."""
+def _four_bit_layout(weight: str, columns: int) -> list[Any]:
+    """Bytes (out, blocks, block), and scales (out * blocks,), of which those of a row are one."""
+    block = FOUR_BIT_BLOCK // 2
+    blocks = -(-columns // block)
     return _nodes(
         weight,
+        ("Constant", [], "missing", {"value_ints": [0, 0, 0, blocks * block - columns]}),
+        ("Constant", [], "shape", {"value_ints": [0, blocks, block]}),
+        ("Constant", [], "times", {"value_ints": [blocks, 1]}),
+        ("Constant", [], "flat", {"value_ints": [-1]}),
         ("BitwiseXor", [weight, "middles"], "raised", {}),
-        ("Pad", ["raised", f"{weight}/missing", "middles"], "whole", {}),
-        ("Reshape", ["whole", "blocks"], "codes", {}),
-        ("Expand", [f"{weight}/scale", f"{weight}/times"], "repeated", {}),
-        ("Reshape", ["repeated", "flat"], "scales", {}),
+        ("Pad", ["raised", "missing", "middles"], "whole", {}),
+        ("Reshape", ["whole", "shape"], "codes", {}),
+        ("Expand", [f"{weight}/scale", "times"], "repeated", {}),  # (blocks, out)
+        ("Transpose", ["repeated"], "turned", {}),
+        ("Reshape", ["turned", "flat"], "scales", {}),
     )
 
 
@@ -274,15 +273,15 @@ def _four_bit_product(into: int, out: int, x: str, weight: str, y: str) -> list[
 
 
 def _nodes(prefix: str, *rows: tuple[str, list[str], str, dict[str, Any]]) -> list[Any]:
-    """Of rows (operator, inputs, output, attributes); every output but `prefix` itself is named
+    """Of rows (operator, inputs, output, attributes); each output but `prefix` itself is named
     PREFIX/OUTPUT."""
     from onnx import helper
 
-    made, names = [], {prefix: prefix}
+    own = {output: f"{prefix}/{output}" for _, _, output, _ in rows} | {prefix: prefix}
+    made = []
     for operator, inputs, output, attributes in rows:
-        inputs = [names.get(name, name) for name in inputs]
-        names.setdefault(output, f"{prefix}/{output}")
-        made.append(helper.make_node(operator, inputs, [names[output]], names[output], **attributes))
+        names = [own.get(name, name) for name in (*inputs, output)]
+        made.append(helper.make_node(operator, names[:-1], names[-1:], names[-1], **attributes))
     return made
 
 
