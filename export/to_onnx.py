@@ -8,8 +8,8 @@
 `channels` and `history` are the state of the reference; another mixer has others.
 
 `training/model.py` is traced through PyTorch in both its forms, the step and the chunk, which
-become the branches of one `If` on the length; each weight stands once, outside of them. Standard
-operators only.
+become the branches of one `If` on the length; each weight stands once, outside of them, in the very
+bytes of the .tflite, from which runtime/native computes too. Standard operators only.
 
 int8 quantizes the projections alone, weights per output row and activations per token, in basic
 operators. Not onnxruntime's `quantize_dynamic`: its scale is that of a whole block, so that later
@@ -24,11 +24,13 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from tsm.export.verify import ExportError, bits, export_main, quiet
+from tsm.export.verify import ALIGNMENT_BYTES, ExportError, bits, export_main, few_bits, quiet
 from tsm.training import model
 from tsm.training.spec import ModelSpec, state_shapes
 
@@ -61,7 +63,7 @@ def build(
         if quantization != "none":
             quantize(values, bits(spec, quantization), made)
     made.metadata_props.add(key=METADATA_NAME, value=metadata)
-    return made.SerializeToString(deterministic=True)
+    return serialize(made)
 
 
 def trace(spec: ModelSpec, values: dict[str, np.ndarray], length: int | None) -> Any:
@@ -115,6 +117,7 @@ def join(spec: ModelSpec, branches: dict[str, Any]) -> Any:
                 node.op_type,
                 [names[name] for name in node.input],
                 [names[name] for name in node.output],
+                names[node.output[0]],  # onnxruntime 1.18 to 1.20 refuse unnamed ones
                 domain=node.domain,
                 **{a.name: helper.get_attribute_value(a) for a in node.attribute},
             )
@@ -165,108 +168,138 @@ def _described(spec: ModelSpec, value: str, name: str) -> Any:
 
 def quantize(values: dict[str, np.ndarray], bits: dict[str, int], made: Any) -> None:
     """In place: MatMul with a matrix named in `bits` becomes MatMulInteger, or of 4 bits
-    onnxruntime's MatMulNBits.
-
-    A token's row x becomes x * 127 / max|x| + 128, rounded; the sums are scaled back."""
+    onnxruntime's MatMulNBits. Stored are the codes and scales of `few_bits`; nodes before the `If`
+    lay them out as these operators want them, which onnxruntime does once, as it loads the file."""
     from onnx import helper, numpy_helper
 
     graph = made.graph
-    wanted = {values[name].T.tobytes(): count for name, count in bits.items()}
-    large, four = {}, {}
-    for tensor in graph.initializer:
-        value = numpy_helper.to_array(tensor)
-        count = wanted.get(value.tobytes()) if value.ndim == 2 else None
-        if count:
-            (four if count == 4 else large)[tensor.name] = value
-    if len(large) + len(four) != len(wanted):
-        found = len(large) + len(four)
-        raise ExportError(f"{found} projections in the graph, wanted {len(wanted)}")
-    kept = [t for t in graph.initializer if t.name not in large and t.name not in four]
-    scalars = {
+    wanted = {values[name].T.tobytes(): name for name in bits}
+    constants = {
         "last_axis": np.array([-1], np.int64),
         "tiny": np.array(1e-30, np.float32),  # a row of zeros stays zeros
         "levels": np.array(127, np.float32),
         "middle_rounded": np.array(MIDDLE + 0.5, np.float32),  # Cast cuts the fraction off
         "middle": np.array(MIDDLE, np.uint8),
     }
-    kept += [numpy_helper.from_array(value, name) for name, value in scalars.items()]
-    for name, value in large.items():  # (in, out)
-        scale = np.maximum(np.abs(value).max(axis=0), np.float32(1e-30)) / np.float32(127)
-        whole = np.rint(value / scale).astype(np.int16) + MIDDLE
-        kept.append(numpy_helper.from_array(whole.astype(np.uint8), name))
-        kept.append(numpy_helper.from_array(scale / np.float32(127), f"{name}/scale"))
-    for name, value in four.items():
-        packed, scales = pack_four_bits(value.T)
-        kept.append(numpy_helper.from_array(packed, name))
-        kept.append(numpy_helper.from_array(scales, f"{name}/scale"))
-    if four:
+    if 4 in bits.values():
         made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+        constants["middles"] = np.array(0x88, np.uint8)  # of two codes a byte
+    kept, layouts, products = [], [], {}
+    for tensor in graph.initializer:
+        value, weight = numpy_helper.to_array(tensor), tensor.name
+        name = wanted.get(value.tobytes()) if value.ndim == 2 else None
+        if not name:
+            kept.append(tensor)
+            continue
+        constants[weight], constants[f"{weight}/scale"] = few_bits(values[name], bits[name])
+        if bits[name] == 8:
+            layouts += _eight_bit_layout(weight)
+            products[weight] = _eight_bit_product
+        else:
+            layouts += _four_bit_layout(weight, columns=constants[weight].shape[1])
+            products[weight] = partial(_four_bit_product, *value.shape)
+    if len(products) != len(wanted):
+        raise ExportError(f"{len(products)} projections in the graph, wanted {len(wanted)}")
+    kept += [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    _replace(graph.initializer, kept)
 
-    uint8, fp32 = 2, 1  # TensorProto's numbers
-    branches = [attribute.g for attribute in graph.node[-1].attribute]
-    for branch in branches:
+    for branch in [attribute.g for attribute in graph.node[-1].attribute]:
         nodes = []
-        node_of: Any = helper.make_node  # typed as if attributes were its own options
         for node in branch.node:
-            if node.op_type == "MatMul" and node.input[1] in four:
-                nodes.append(_four_bit_product(node, four[node.input[1]].shape))
-                continue
-            if node.op_type != "MatMul" or node.input[1] not in large:
-                nodes.append(node)
-                continue
-            x, weight, y = node.input[0], node.input[1], node.output[0]
-            for operator, inputs, output, attributes in (
-                ("Abs", [x], "size", {}),
-                ("ReduceMax", ["size", "last_axis"], "greatest", {"keepdims": 1}),
-                ("Max", ["greatest", "tiny"], "range", {}),
-                ("Div", ["levels", "range"], "steps", {}),
-                ("Mul", [x, "steps"], "scaled", {}),
-                ("Add", ["scaled", "middle_rounded"], "raised", {}),
-                ("Cast", ["raised"], "whole", {"to": uint8}),
-                ("MatMulInteger", ["whole", weight, "middle", "middle"], "sums", {}),
-                ("Cast", ["sums"], "real", {"to": fp32}),
-                ("Mul", ["range", f"{weight}/scale"], "unit", {}),
-                ("Mul", ["real", "unit"], y, {}),
-            ):
-                own = {*scalars, x, y, weight, f"{weight}/scale"}
-                names = [n if n in own else f"{y}/{n}" for n in (*inputs, output)]
-                nodes.append(node_of(operator, names[:-1], names[-1:], **attributes))
-        del branch.node[:]
-        branch.node.extend(nodes)
+            product = node.op_type == "MatMul" and products.get(node.input[1])
+            nodes += product(*node.input, *node.output) if product else [node]
+        _replace(branch.node, nodes)
+    _replace(graph.node, [*layouts, *graph.node])
 
 
-def pack_four_bits(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix (out, in) as MatMulNBits wants it: bytes (out, blocks, FOUR_BIT_BLOCK / 2), the
-    first of two codes in the low half, 8 standing for 0; and scales (out * blocks,). All blocks of
-    a row share its scale, as in the .tflite: both formats hold the same numbers."""
-    out, into = matrix.shape
-    scales = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(7)
-    codes = np.rint(matrix / scales[:, None]).astype(np.int8) + 8
-    blocks = -(-into // FOUR_BIT_BLOCK)
-    filled = np.full((out, blocks * FOUR_BIT_BLOCK), 8, np.uint8)
-    filled[:, :into] = codes
-    packed = filled[:, 0::2] | filled[:, 1::2] << 4
-    return packed.reshape(out, blocks, FOUR_BIT_BLOCK // 2), np.repeat(scales, blocks)
+def _replace(field: Any, values: list[Any]) -> None:
+    del field[:]
+    field.extend(values)
 
 
-def _four_bit_product(node: Any, shape: tuple[int, int]) -> Any:
+def _eight_bit_layout(weight: str) -> list[Any]:
+    """Bytes (in, out) around 128."""
+    return _nodes(
+        weight,
+        ("BitwiseXor", [weight, "middle"], "raised", {}),
+        ("Transpose", ["raised"], "columns", {}),
+        ("Div", [f"{weight}/scale", "levels"], "step", {}),
+    )
+
+
+def _eight_bit_product(x: str, weight: str, y: str) -> list[Any]:
+    """A token's row x becomes x * 127 / max|x| + 128, rounded; the sums are scaled back."""
+    uint8, fp32 = 2, 1  # TensorProto's numbers
+    return _nodes(
+        y,
+        ("Abs", [x], "size", {}),
+        ("ReduceMax", ["size", "last_axis"], "greatest", {"keepdims": 1}),
+        ("Max", ["greatest", "tiny"], "range", {}),
+        ("Div", ["levels", "range"], "steps", {}),
+        ("Mul", [x, "steps"], "scaled", {}),
+        ("Add", ["scaled", "middle_rounded"], "raised", {}),
+        ("Cast", ["raised"], "whole", {"to": uint8}),
+        ("MatMulInteger", ["whole", f"{weight}/columns", "middle", "middle"], "sums", {}),
+        ("Cast", ["sums"], "real", {"to": fp32}),
+        ("Mul", ["range", f"{weight}/step"], "unit", {}),
+        ("Mul", ["real", "unit"], y, {}),
+    )
+
+
+def _four_bit_layout(weight: str, columns: int) -> list[Any]:
+    """Bytes (out, blocks, block), and scales (out * blocks,), of which those of a row are one."""
+    block = FOUR_BIT_BLOCK // 2
+    blocks = -(-columns // block)
+    return _nodes(
+        weight,
+        ("Constant", [], "missing", {"value_ints": [0, 0, 0, blocks * block - columns]}),
+        ("Constant", [], "shape", {"value_ints": [0, blocks, block]}),
+        ("Constant", [], "times", {"value_ints": [blocks, 1]}),
+        ("Constant", [], "flat", {"value_ints": [-1]}),
+        ("BitwiseXor", [weight, "middles"], "raised", {}),
+        ("Pad", ["raised", "missing", "middles"], "whole", {}),
+        ("Reshape", ["whole", "shape"], "codes", {}),
+        ("Expand", [f"{weight}/scale", "times"], "repeated", {}),  # (blocks, out)
+        ("Transpose", ["repeated"], "turned", {}),
+        ("Reshape", ["turned", "flat"], "scales", {}),
+    )
+
+
+def _four_bit_product(into: int, out: int, x: str, weight: str, y: str) -> list[Any]:
+    attributes = {"K": into, "N": out, "bits": 4, "block_size": FOUR_BIT_BLOCK}
+    attributes["accuracy_level"] = 4  # activations in int8, a block of a token's row at a time
+    inputs = [x, f"{weight}/codes", f"{weight}/scales"]
+    return _nodes(y, ("MatMulNBits", inputs, y, {"domain": "com.microsoft", **attributes}))
+
+
+def _nodes(prefix: str, *rows: tuple[str, list[str], str, dict[str, Any]]) -> list[Any]:
+    """Of rows (operator, inputs, output, attributes); each output but `prefix` itself is named
+    PREFIX/OUTPUT."""
     from onnx import helper
 
-    x, weight = node.input
-    node_of: Any = helper.make_node  # typed as if attributes were its own options
-    return node_of(
-        "MatMulNBits",
-        [x, weight, f"{weight}/scale"],
-        list(node.output),
-        domain="com.microsoft",
-        K=shape[0],
-        N=shape[1],
-        bits=4,
-        block_size=FOUR_BIT_BLOCK,
-        accuracy_level=4,  # activations in int8, a block of a token's row at a time
-    )
+    own = {output: f"{prefix}/{output}" for _, _, output, _ in rows} | {prefix: prefix}
+    made = []
+    for operator, inputs, output, attributes in rows:
+        names = [own.get(name, name) for name in (*inputs, output)]
+        made.append(helper.make_node(operator, names[:-1], names[-1:], names[-1], **attributes))
+    return made
+
+
+def serialize(made: Any) -> bytes:
+    """Each constant starts at a cache line: the text of the one before it is as long as that
+    takes."""
+    constants, shift = made.graph.initializer, 1
+    for tensor in constants:
+        tensor.doc_string = ""
+    while shift:  # a text may need more digits for its length than before
+        data, shift = made.SerializeToString(deterministic=True), 0
+        for before, tensor in pairwise(constants):
+            own = tensor.SerializeToString(deterministic=True)
+            place = data.index(own) + own.index(tensor.raw_data)
+            gap = -(place + shift) % ALIGNMENT_BYTES
+            before.doc_string += " " * gap
+            shift += gap
+    return data
 
 
 if __name__ == "__main__":

@@ -22,22 +22,19 @@ import os
 import re
 import sys
 import tempfile
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from tsm.export.verify import ExportError, bits, export_main, quiet
-from tsm.runtime import native_engine
+from tsm.export.verify import ALIGNMENT_BYTES, ExportError, bits, export_main, quiet
 from tsm.training import model
 from tsm.training.spec import ModelSpec, state_shapes
 
 METADATA_NAME = "tsm"
-ALIGNMENT_BYTES = 64  # of a cache line
 
 
 def main(argv: list[str] | None = None) -> int:
-    return export_main("to_tflite", __doc__, ".tflite", build, argv, pieces=pieces)
+    return export_main("to_tflite", __doc__, ".tflite", build, argv)
 
 
 def build(
@@ -121,36 +118,13 @@ def quantize(values: dict[str, np.ndarray], bits: dict[str, int], data: bytes) -
     return bytes(made.quantized_model)
 
 
-def pieces(
-    spec: ModelSpec, values: dict[str, np.ndarray], quantization: str
-) -> dict[str, list[bytes]]:
-    """Each weight as runtime/native wants to find it in the file: fp32 whole, the short
-    convolution tap by tap, a projection as the codes that ai-edge-quantizer makes of it (int4: two
-    a byte, the first in the low half) and their scales. Empty: not a model that it computes."""
-    if not native_engine.computes(asdict(spec), quantization):
-        return {}
-    count, made = bits(spec, quantization), {}
-    for name, value in values.items():
-        if name in count:
-            greatest = 2 ** (count[name] - 1) - 1
-            scales = np.maximum(np.abs(value).max(axis=1), np.float32(1e-30)) / np.float32(greatest)
-            codes = np.rint(value / scales[:, None]).astype(np.int8)
-            if count[name] == 4:
-                codes = (codes[:, 0::2] & 15) | codes[:, 1::2] << 4
-            made[name] = [codes.tobytes(), scales.tobytes()]
-        else:
-            rows = value if name.endswith(".short") else [value]
-            made[name] = [np.ascontiguousarray(row).tobytes() for row in rows]
-    return made
-
-
 def add_metadata(data: bytes, text: str) -> bytes:
     import flatbuffers
     from tensorflow.lite.python import schema_py_generated as schema
 
     class SharingBuilder(flatbuffers.Builder):
         """Writes equal vectors once, for both entries scale the same weights alike (0.5 MB), and
-        each at the start of a cache line: a vector register then loads from one, not two."""
+        each at the start of a cache line."""
 
         def __init__(self) -> None:
             super().__init__(1024)

@@ -22,6 +22,7 @@ import array_api_compat.numpy as np_xp
 import numpy as np
 
 from tsm.export.tolerance import ToleranceError, check
+from tsm.runtime import native_engine
 from tsm.runtime.artifact import ArtifactError, metadata_json, open_artifact, seal
 from tsm.runtime.engines import Engine, EngineError, kinds, open_engine
 from tsm.training import model
@@ -42,10 +43,10 @@ Unwillingly to school.
 """
 GREEDY_BYTES = 64
 NO_PLACE = "0" * 12  # an offset in a file, in digits: the width does not depend on its value
+ALIGNMENT_BYTES = 64  # of a cache line: a vector register then loads from one, not two
 
 Weights = dict[str, np.ndarray]
 Build = Callable[[ModelSpec, Weights, str, str], bytes]
-Pieces = Callable[[ModelSpec, Weights, str], dict[str, list[bytes]]]
 
 
 class ExportError(ValueError):
@@ -60,6 +61,33 @@ def bits(spec: ModelSpec, quantization: str) -> dict[str, int]:
     return {n: 4 if quantization == "int4" and n != "head" else 8 for n in names}
 
 
+def few_bits(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix (out, in) as both formats store it and runtime/native reads it: bytes (out, in), or
+    of int4 two codes a byte, the first in the low half; and scales (out,)."""
+    greatest = 2 ** (bits - 1) - 1
+    scales = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(greatest)
+    codes = np.rint(matrix / scales[:, None]).astype(np.int8)
+    if bits == 4:
+        codes = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+        codes = (codes[:, 0::2] & 15) | codes[:, 1::2] << 4
+    return codes.view(np.uint8), scales
+
+
+def pieces(spec: ModelSpec, values: Weights, quantization: str) -> dict[str, list[bytes]]:
+    """Each weight as runtime/native wants to find it in the file: fp32 whole, the short
+    convolution tap by tap, a projection's codes and scales. Empty: not a model that it computes."""
+    if not native_engine.computes(asdict(spec), quantization):
+        return {}
+    count, made = bits(spec, quantization), {}
+    for name, value in values.items():
+        if name in count:
+            parts = few_bits(value, count[name])
+        else:
+            parts = value if name.endswith(".short") else [value]
+        made[name] = [np.ascontiguousarray(part).tobytes() for part in parts]
+    return made
+
+
 def export_main(
     name: str,
     about: str | None,
@@ -67,14 +95,12 @@ def export_main(
     build: Build,
     argv: Any,
     prefill_tokens: Callable[[ModelSpec], int] = lambda spec: spec.chunk,
-    pieces: Pieces = lambda spec, weights, quantization: {},
 ) -> int:
     """The command line of an exporter. `build` makes the file's bytes from (spec, weights,
-    quantization, metadata), still to be sealed; `pieces` are bytes whose places in it the
-    metadata is to tell."""
+    quantization, metadata), still to be sealed."""
     arguments = _parse(name, about, suffix, argv)
     try:
-        how = arguments.quantize, build, prefill_tokens, pieces
+        how = arguments.quantize, build, prefill_tokens
         found = export(arguments.model, arguments.out, *how)
     except ToleranceError as error:
         print(f"{name}: {arguments.out}: not written: {error}", file=sys.stderr)
@@ -104,7 +130,6 @@ def export(
     quantization: str,
     build: Build,
     prefill_tokens: Callable[[ModelSpec], int],
-    pieces: Pieces,
 ) -> dict[str, Any]:
     """Writes the artifact of the weights at `source` to `out`, verified; returns the figures."""
     spec, weights = load_model(source)

@@ -246,7 +246,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model",
         type=Path,
         default=SHIPPED_MODEL,
-        help="a quantized .tflite artifact (default: %(default)s)",
+        help="a quantized artifact (default: %(default)s)",
     )
     add("--force", "-f", action="store_true", help="write over a file that exists")
     add(

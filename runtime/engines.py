@@ -3,10 +3,10 @@
     engine = open_engine(open_artifact("shakespeare-int8.tflite"))
     logits = engine.feed(b"ROMEO:")  # 256 floats: the byte after the last one
 
-A .tflite runs on the C engine of native/ where that is compiled, else on LiteRT's C library through
-ctypes, without NumPy: 34 MiB of peak memory where LiteRT's own Python interpreter takes 52. That
-interpreter is the fallback, where the C library is another version or missing. A .onnx runs on
-onnxruntime. All run on one thread unless told otherwise.
+Either format runs on the C engine of native/ where that is compiled; else a .onnx on onnxruntime, a
+.tflite on LiteRT's C library through ctypes, without NumPy: 34 MiB of peak memory where LiteRT's
+own Python interpreter takes 52. That interpreter is the fallback, where the C library is another
+version or missing. All run on one thread unless told otherwise.
 """
 
 from __future__ import annotations
@@ -309,9 +309,9 @@ def kinds(artifact: Artifact) -> list[str]:
 
 
 def _kinds(artifact: Artifact) -> Iterator[str]:
+    if artifact.places and native_library():
+        yield "native"
     if _is_tflite(artifact):
-        if artifact.places and native_library():
-            yield "native"
         if _package("ai_edge_litert"):
             yield "litert"
     elif _package("onnxruntime"):

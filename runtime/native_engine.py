@@ -1,5 +1,5 @@
 """The C engine of runtime/native/ through ctypes, without NumPy: it computes from the weights of a
-.tflite where they lie.
+.tflite or .onnx where they lie.
 
 The library is compiled into the wheel, or by `make native`, or by hand:
 

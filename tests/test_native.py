@@ -18,7 +18,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from tsm.export import to_tflite, verify
+from tsm.export import to_onnx, to_tflite, verify
 from tsm.export.tolerance import check
 from tsm.runtime import artifact as artifacts
 from tsm.runtime import engines, sampling
@@ -29,6 +29,7 @@ from tsm.training.spec import PRESETS, ModelSpec
 
 ROOT = Path(__file__).parent.parent
 TEXT = verify.PASSAGE
+KINDS = ["int8", "int4"]
 # No width is a multiple of what the vectors hold: every row has a rest.
 SPEC = replace(
     PRESETS["tiny"], mixer="beam", rotation=False, width=72, heads=5, value_width=16, chunk=16
@@ -43,17 +44,25 @@ def weights_of(spec: ModelSpec) -> dict[str, np.ndarray]:
     }
 
 
-def exported(folder: Path, spec: ModelSpec, kind: str) -> Path:
-    out = folder / f"{kind}.tflite"
+def exported(folder: Path, spec: ModelSpec, kind: str, suffix: str = "tflite") -> Path:
+    out = folder / f"{kind}.{suffix}"
     save_model(folder / "model.safetensors", spec, weights_of(spec))
     command = [str(folder / "model.safetensors"), "--quantize", kind, "--out", str(out)]
-    assert to_tflite.main(command) == 0
+    assert {"tflite": to_tflite, "onnx": to_onnx}[suffix].main(command) == 0
     return out
 
 
-@pytest.fixture(scope="module", params=["int8", "int4"])
-def path(request, tmp_path_factory) -> Path:
-    return exported(tmp_path_factory.mktemp("native"), SPEC, request.param)
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> dict[str, Path]:
+    """By kind and format, as `int8.tflite`."""
+    folder = tmp_path_factory.mktemp("native")
+    made = [exported(folder, SPEC, kind, end) for kind in KINDS for end in ("tflite", "onnx")]
+    return {path.name: path for path in made}
+
+
+@pytest.fixture(params=[f"{kind}.{end}" for kind in KINDS for end in ("tflite", "onnx")])
+def path(request, paths) -> Path:
+    return paths[request.param]
 
 
 def native(path: Path, simd: int = 2, threads: int = 1) -> NativeEngine:
@@ -75,9 +84,24 @@ def test_it_is_the_first_choice_and_the_oracle(path):
         check(row, np.frombuffer(value, np.float32).reshape(state[name].shape), state[name])
 
 
-def test_it_agrees_with_litert(path):
-    litert = engines.open_engine(artifacts.open_artifact(path), "litert")
-    check("int8 artifact", logits_of(native(path), TEXT), logits_of(litert, TEXT), logits=True)
+def test_it_agrees_with_the_other_engine(path):
+    artifact = artifacts.open_artifact(path)
+    kind, other = engines.kinds(artifact)
+    assert kind == "native"
+    wanted = logits_of(engines.open_engine(artifact, other), TEXT)
+    check("int8 artifact", logits_of(native(path), TEXT), wanted, logits=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_formats_hold_the_same_bytes_and_give_the_same_bits(paths, kind):
+    both = [paths[f"{kind}.{suffix}"] for suffix in ("tflite", "onnx")]
+    one, other = (logits_of(native(path), TEXT) for path in both)
+    assert np.array_equal(one, other)
+    for path in both:
+        places = artifacts.open_artifact(path).places
+        assert {
+            int(place) % verify.ALIGNMENT_BYTES for name in places for place in places[name]
+        } == {0}
 
 
 def test_every_kind_of_instructions_gives_the_same_bits(path):
@@ -119,11 +143,12 @@ def test_a_state_continues_to_the_bit_and_can_be_forgotten(path):
 
 
 @pytest.mark.parametrize("other", [{"mixer": "mingru"}, {"width": 70}])
-def test_a_model_of_another_kind_is_left_to_litert(tmp_path, other):
-    path = exported(tmp_path, replace(SPEC, **other), "int8")
-    assert engines.kinds(artifacts.open_artifact(path)) == ["litert"]
-    with pytest.raises(engines.EngineError, match="engine native cannot run it, wanted litert"):
-        engines.open_engine(artifacts.open_artifact(path), "native")
+@pytest.mark.parametrize(("suffix", "kind"), [("tflite", "litert"), ("onnx", "onnx")])
+def test_a_model_of_another_kind_is_left_to_the_others(tmp_path, other, suffix, kind):
+    artifact = artifacts.open_artifact(exported(tmp_path, replace(SPEC, **other), "int8", suffix))
+    assert engines.kinds(artifact) == [kind]
+    with pytest.raises(engines.EngineError, match=f"engine native cannot run it, wanted {kind}"):
+        engines.open_engine(artifact, "native")
 
 
 def resealed(path: Path, out: Path, change) -> Path:

@@ -1,4 +1,4 @@
-/* The Topological Sequence Model on a CPU, computed from the quantized weights of a .tflite
+/* The Topological Sequence Model on a CPU, computed from the quantized weights of a .tflite or .onnx
  * artifact where they lie. C99 and libm; nothing is allocated but one model's working memory.
  *
  *     cc -O3 -ffp-contract=off -fPIC -shared -o libtsm.so tsm.c -lm -pthread
