@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ceiling import reading_speed, weights_bytes
+
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "peers"
 PACKAGES = ["llama-cpp-python==0.3.36", "gguf==0.19.0"]
@@ -83,7 +85,7 @@ def compare(arguments: argparse.Namespace) -> None:
             system.feed(b"to be or" * (PROMPT_BYTES // 8))
             passed = (time.perf_counter() - started) / PROMPT_BYTES
             seconds.setdefault((name, -1), []).append(passed)
-    ceiling = _bandwidth(arguments.int8)
+    ceiling = reading_speed(arguments.int8)
     for (name, position), passed in seconds.items():
         what = {"prompt": PROMPT_BYTES} if position < 0 else {"position": position}
         found = {"system": name, **what, "bytes_per_second": 1 / statistics.median(passed)}
@@ -104,12 +106,7 @@ class Tsm:
 
         artifact = open_artifact(path)
         self.engine = open_engine(artifact, "native")
-        spec = artifact.spec
-        inner = spec["heads"] * spec["value_width"]
-        layer = spec["width"] * (4 * inner + 2 * spec["mlp_ratio"] * spec["width"])
-        bits = {"int8": 8, "int4": 4}[artifact.quantization]
-        head = spec["vocabulary"] * spec["width"]
-        self.weights_bytes = spec["layers"] * layer * bits // 8 + head  # that each byte takes
+        self.weights_bytes = weights_bytes(artifact)
 
     def go_to(self, position: int) -> None:
         self.engine.reset()
@@ -213,13 +210,6 @@ def _gguf(kind: str) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _bandwidth(path: Path) -> float:
-    program = BUILD.parent / "bandwidth"
-    source = Path(__file__).with_name("bandwidth.c")
-    subprocess.run(["cc", "-O3", "-march=native", "-o", program, source], check=True)
-    return float(subprocess.run([program, path], capture_output=True, check=True).stdout)
 
 
 _silent = _silence() if Path(sys.prefix) == BUILD else None

@@ -1,32 +1,46 @@
 """The engines of the runtime on one artifact, interleaved: bytes/s of generating and of reading a
-prompt, and the peak memory of a process that generates.
+prompt, the peak memory of a process that generates, and of the C engine how much it reaches of the
+speed at which the machine can read its weights.
 
     python benchmarks/runtime.py
     python benchmarks/runtime.py runs/mine-int4.tflite
 
 Generating goes through the runtime's own loop, sampling on, at temperature 0.8. The engines take
-turns, and medians count. One thread each.
+turns, and medians count. One thread each. The engine alone and `bandwidth.c` take turns too, of
+each the best of many passes; the median of their ratios counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from ceiling import reading_speed, weights_bytes
 from results import append
 
-from tsm.runtime.artifact import open_artifact
+from tsm.runtime.artifact import Artifact, open_artifact
 from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
 from tsm.runtime.sampling import Sampling
 from tsm.runtime.stream import Model
 
 ROOT = Path(__file__).parent.parent
 PROMPT = b"ROMEO:\n"
+API = """
+import sys
+from stream import load
+stream = load(sys.argv[1], sys.argv[2]).stream()
+for _ in stream.generate(int(sys.argv[3])):
+    pass
+with open("/proc/self/status") as lines:
+    print(next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")))
+"""
 READ_BYTES, TURN_BYTES, TURNS, LONG_BYTES = 1024, 200, 15, 10_000
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
@@ -55,6 +69,7 @@ def main() -> int:
             "generated_bytes_per_second": statistics.median(made[kind]),
             "read_bytes_per_second": statistics.median(read[kind]),
             **_long(path, kind),
+            **(_ceiling(artifact, engines[kind]) if kind == "native" else {}),
         }
         print(append(RESULTS, found))
     return 0
@@ -69,12 +84,40 @@ def _seconds(engine: Engine, seed: int) -> float:
     return time.perf_counter() - started
 
 
+def _ceiling(artifact: Artifact, engine: Engine) -> dict[str, float]:
+    """Of the engine alone, a byte a call."""
+    best, parts, most = [], [], []
+    for _ in range(TURNS):
+        seconds = math.inf
+        for count in range(1_000):
+            started = time.perf_counter()
+            engine.feed(bytes([32 + count % 90]))
+            seconds = min(seconds, time.perf_counter() - started)
+        most.append(reading_speed(artifact.path))
+        best.append(seconds)
+        parts.append(weights_bytes(artifact) / seconds / most[-1])
+    return {
+        "engine_microseconds_per_byte": 1e6 * statistics.median(best),
+        "reading_bytes_per_second": statistics.median(most),
+        "of_ceiling": statistics.median(parts),
+    }
+
+
 def _long(path: Path, kind: str) -> dict[str, float]:
-    """Of a process of its own that generates LONG_BYTES, as a user starts it."""
-    script = ROOT / "runtime" / "generate.py"
+    """Of processes of their own that generate LONG_BYTES: by the command and by the Python API."""
+    folder = ROOT / "runtime"
     options = ["--engine", kind, "--bytes", str(LONG_BYTES), "--json"]
-    run = subprocess.run([sys.executable, script, path, *options], capture_output=True, check=True)
-    return {"peak_rss_bytes": json.loads(run.stdout)["peak_rss_bytes"]}
+    by_command = json.loads(_run(folder / "generate.py", path, *options))["peak_rss_bytes"]
+    by_api = int(_run("-c", API, path, kind, str(LONG_BYTES)))
+    return {"peak_rss_bytes": by_command, "api_peak_rss_bytes": by_api}
+
+
+def _run(*arguments: str | Path) -> bytes:
+    """Its output; in a Python without what a development environment adds to every start."""
+    places = [str(ROOT / "runtime"), *(p for p in sys.path if p.endswith("site-packages"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    command = [sys.executable, "-S", *arguments]
+    return subprocess.run(command, capture_output=True, check=True, env=environment).stdout
 
 
 if __name__ == "__main__":

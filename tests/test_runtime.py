@@ -637,3 +637,25 @@ def test_a_long_stream_stays_finite_in_memory_that_does_not_grow():
 def test_the_command_itself_keeps_to_the_limit():
     done = json.loads(generated("--bytes", 1000, "--json"))
     assert done["peak_rss_bytes"] <= PEAK_RSS_LIMIT_BYTES
+
+
+LEAN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+if len(sys.argv) > 2:
+    from stream import load
+    stream = load(sys.argv[2], "native").stream()
+    for _ in stream.generate(10_000):
+        pass
+with open("/proc/self/status") as lines:
+    print(next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")))
+"""
+
+
+def test_from_python_it_takes_little_beside_the_interpreter_and_the_model():
+    """Measured: 2.5 MB, for the library, its calls and the runtime's own modules."""
+    model = RUNTIME / "shakespeare-int8.tflite"
+    idle, generating = (
+        int(python("-S", "-c", LEAN, RUNTIME, *given).stdout) for given in ((), (model,))
+    )
+    assert generating - idle - model.stat().st_size < 3_500_000
