@@ -42,6 +42,7 @@ _LITERT_VERSIONS = ("2.3.",)
 _LITERT_NAMES = ("libLiteRt.so", "libLiteRt.dylib", "libLiteRt.dll")
 _NATIVE_ENDS = (".so", ".dylib", ".pyd", ".dll")
 _LITERT_OPTIONS = 'kernel_mode = "builtin"\nnum_threads = {}\n'
+_XNNPACK_OPTIONS = 'kernel_mode = "delegate"\nnum_threads = {}\nweight_cache_file_path = {}\n'
 _LITERT_CPU = 1
 # Environment options as (tag, type, value): register CPU kernels only (24), so that no GPU
 # library is searched for, and log errors only (25). Type 2 is an integer.
@@ -117,12 +118,20 @@ class Engine(ABC):
 
 
 class LiteRtEngine(Engine):
-    """LiteRT's C library through ctypes."""
+    """LiteRT's C library through ctypes: its builtin kernels, or XNNPACK over a file of weights."""
 
-    def __init__(self, artifact: Artifact, library: str, threads: int) -> None:
+    def __init__(
+        self, artifact: Artifact, library: str, version: str, threads: int, weight_cache: str
+    ) -> None:
         super().__init__(artifact)
         self._library = ctypes.CDLL(library)
-        model = self._compile(_LITERT_OPTIONS.format(threads).encode())
+        if weight_cache:
+            self._start_cached(version, threads, weight_cache)
+        else:
+            self._start(_LITERT_OPTIONS.format(threads))
+
+    def _start(self, cpu_options: str) -> None:
+        model = self._compile(cpu_options)
         self._state = 0  # which of two buffers is the input; the other takes the output
         self._memory: dict[tuple[str, int], Any] = {}  # (name, which) -> ctypes array
         buffers: dict[tuple[str, int], Any] = {}
@@ -152,7 +161,8 @@ class LiteRtEngine(Engine):
         found = {name: len(self._memory[name, 0]) for name in self.artifact.state}
         if found != self._state_bytes():
             raise EngineError(
-                f"{artifact.path}: state of bytes {found}, its header wants {self._state_bytes()}"
+                f"{self.artifact.path}: state of bytes {found}, "
+                f"its header wants {self._state_bytes()}"
             )
         self.reset()
 
@@ -186,7 +196,23 @@ class LiteRtEngine(Engine):
         self._call(name, *arguments, ctypes.byref(made))
         return made
 
-    def _compile(self, cpu_options: bytes) -> ctypes.c_void_p:
+    def _start_cached(self, version: str, threads: int, folder: str) -> None:
+        if TYPE_CHECKING or __package__:
+            from tsm.runtime.weight_cache import cached
+        else:
+            from weight_cache import cached
+
+        def start(path: str) -> None:
+            options = _XNNPACK_OPTIONS.format(threads, f"'{os.path.abspath(path)}'")
+            _quietly(lambda: self._start(options))
+
+        try:
+            cached(folder, f"{self.artifact.sha256}-{version}", start)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise EngineError(f"{folder}: {reason}, wanted a folder for packed weights") from None
+
+    def _compile(self, cpu_options: str) -> ctypes.c_void_p:
         settings = (ctypes.c_int64 * 6)(*_LITERT_ENVIRONMENT)
         environment = self._new("CreateEnvironment", 2, settings)
         path = os.fsencode(self.artifact.path)
@@ -194,10 +220,11 @@ class LiteRtEngine(Engine):
         options = self._new("CreateOptions")
         self._call("SetOptionsHardwareAccelerators", options, _LITERT_CPU)
         keep = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # Python owns the text
-        cpu = self._new("CreateOpaqueOptions", b"xnnpack", cpu_options, keep)
+        text = os.fsencode(cpu_options)
+        cpu = self._new("CreateOpaqueOptions", b"xnnpack", text, keep)
         self._call("AddOpaqueOptions", options, cpu)
         self._compiled = self._new("CreateCompiledModel", environment, model, options)
-        self._library.LiteRtDestroyOptions(options)  # while `keep` still lives
+        self._library.LiteRtDestroyOptions(options)  # while `keep` and `text` still live
         return model
 
     def _signature(
@@ -277,12 +304,29 @@ class NumpyEngine(Engine):
         return logits
 
 
+def _quietly(work: Callable[[], None]) -> None:
+    """Without what XNNPACK says on standard error of its being there."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        work()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def open_engine(
-    artifact: Artifact, kind: str = "", threads: int = 1, lookahead: bool = False
+    artifact: Artifact,
+    kind: str = "",
+    threads: int = 1,
+    lookahead: bool = False,
+    weight_cache: str = "",
 ) -> Engine:
     """The engine of a kind, one of `kinds(artifact)`; by default the best that is installed
     here for this artifact. `lookahead`: text that repeats itself is read ahead of time, where
-    that changes no bit: on the native engine. Raises EngineError."""
+    that changes no bit: on the native engine. `weight_cache`: a folder for the weights as the
+    engine litert packs them, which then computes with XNNPACK. Raises EngineError."""
     here = _kinds(artifact)
     found = list(here) if kind else list(islice(here, 1))
     if not found:
@@ -293,8 +337,10 @@ def open_engine(
         raise EngineError(
             f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(found)}"
         )
+    if weight_cache and kind != "litert":
+        raise EngineError(f"weight cache: engine {kind} packs no weights, wanted engine litert")
     try:
-        engine = _OPEN[kind](artifact, threads)
+        engine = _OPEN[kind](artifact, threads, weight_cache)
         return _looking_ahead(engine) if lookahead and kind == "native" else engine
     except EngineError:
         raise
@@ -341,7 +387,7 @@ def _is_tflite(artifact: Artifact) -> bool:
         raise EngineError(f"{artifact.path}: {error.strerror}") from None
 
 
-def _open_native(artifact: Artifact, threads: int) -> Engine:
+def _open_native(artifact: Artifact, threads: int, _: str) -> Engine:
     if TYPE_CHECKING or __package__:
         from tsm.runtime.native_engine import NativeEngine
     else:
@@ -359,15 +405,18 @@ def _looking_ahead(engine: Engine) -> Engine:
     return ahead(engine)
 
 
-def _open_litert(artifact: Artifact, threads: int) -> Engine:
+def _open_litert(artifact: Artifact, threads: int, weight_cache: str) -> Engine:
     from pathlib import Path
 
     package = _package("ai_edge_litert")  # found without importing it
     folder = Path(package.submodule_search_locations[0])
     library = next((folder / n for n in _LITERT_NAMES if (folder / n).exists()), None)
-    version = next((p.name.split("-")[1] for p in folder.parent.glob("ai_edge_litert-*-info")), "")
+    installed = folder.parent.glob("ai_edge_litert-*.dist-info")
+    version = next((p.stem.split("-")[1] for p in installed), "")
     if library and version.startswith(_LITERT_VERSIONS):
-        return LiteRtEngine(artifact, str(library), threads)
+        return LiteRtEngine(artifact, str(library), version, threads, weight_cache)
+    if weight_cache:
+        raise EngineError(f"weight cache: LiteRT {version or 'unknown'}, wanted 2.3")
 
     from ai_edge_litert import interpreter
 
@@ -384,7 +433,7 @@ def _open_litert(artifact: Artifact, threads: int) -> Engine:
     return NumpyEngine(artifact, call, "int32")
 
 
-def _open_onnx(artifact: Artifact, threads: int) -> Engine:
+def _open_onnx(artifact: Artifact, threads: int, _: str) -> Engine:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, which reads it
     import onnxruntime
 

@@ -61,10 +61,12 @@ def load(
     engine: str = "",
     threads: int = 1,
     lookahead: bool = False,
+    weight_cache: str = "",
 ) -> Model:
     """Verifies the artifact and opens it; engine: one of engines.ENGINES, by default the best
-    that is here; lookahead: as for engines.open_engine. Raises ArtifactError or EngineError."""
-    return Model(open_engine(open_artifact(path), engine, threads, lookahead))
+    that is here; lookahead, weight_cache: as for engines.open_engine. Raises ArtifactError or
+    EngineError."""
+    return Model(open_engine(open_artifact(path), engine, threads, lookahead, weight_cache))
 
 
 def _some(pieces: Iterator[str]) -> str | None:

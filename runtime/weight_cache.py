@@ -1,0 +1,63 @@
+"""Files of weights as XNNPACK packs them for one CPU, so that LiteRT maps them instead of packing
+them into memory of its own at every start.
+
+XNNPACK believes any file of its format, another model's too. So a file's name says of which model,
+LiteRT and CPU it is, and ends in the CRC-32 of its content, which is verified before it is used;
+what is damaged is removed and made again. A file gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SUFFIX = ".xnnpack"
+PIECE_BYTES = 1 << 16
+
+
+def cached(folder: str, model: str, start: Callable[[str], None]) -> None:
+    """Calls `start` with the path of a cache: a sound one of the model and this CPU in the folder,
+    or else a place where it is to write one. Raises OSError."""
+    os.makedirs(folder, exist_ok=True)
+    name = f"{model}-{_cpu():08x}-"
+    for found in sorted(os.listdir(folder)):
+        if found.startswith(name) and found.endswith(SUFFIX):
+            path = os.path.join(folder, found)
+            if found == f"{name}{_crc32(path):08x}{SUFFIX}":
+                return start(path)
+            os.unlink(path)
+    beside = os.path.join(folder, f"{name}{os.getpid()}.partial")
+    try:
+        with open(beside, "wb"):  # XNNPACK would be silent about a place that cannot be written
+            pass
+        os.unlink(beside)
+        start(beside)  # it has mapped the file, whatever its name becomes
+        os.replace(beside, os.path.join(folder, f"{name}{_crc32(beside):08x}{SUFFIX}"))
+    finally:
+        if os.path.exists(beside):
+            os.unlink(beside)
+
+
+def _crc32(path: str) -> int:
+    crc32 = 0
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            crc32 = zlib.crc32(piece, crc32)
+    return crc32
+
+
+def _cpu() -> int:
+    """Another number for another kind of CPU: XNNPACK packs for the instructions that it finds."""
+    wanted = (b"model name", b"flags", b"Features", b"CPU ")
+    try:
+        with open("/proc/cpuinfo", "rb") as lines:
+            about = {line for line in lines if line.startswith(wanted)}
+    except OSError:
+        import platform
+
+        about = {platform.machine().encode(), platform.processor().encode()}
+    return zlib.crc32(b"".join(sorted(about)))
