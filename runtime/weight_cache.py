@@ -27,9 +27,14 @@ def cached(folder: str, model: str, start: Callable[[str], None]) -> None:
     for found in sorted(os.listdir(folder)):
         if found.startswith(name) and found.endswith(SUFFIX):
             path = os.path.join(folder, found)
-            if found == f"{name}{_crc32(path):08x}{SUFFIX}":
+            try:
+                sound = found == f"{name}{_crc32(path):08x}{SUFFIX}"
+                if not sound:
+                    os.unlink(path)
+            except FileNotFoundError:  # another process was faster
+                continue
+            if sound:
                 return start(path)
-            os.unlink(path)
     beside = os.path.join(folder, f"{name}{os.getpid()}.partial")
     try:
         with open(beside, "wb"):  # XNNPACK would be silent about a place that cannot be written
