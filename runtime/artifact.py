@@ -38,10 +38,16 @@ _HEAD = MARKER.decode() + str(FORMAT_VERSION)
 _SEALED_FIELDS = ', "file_bytes": "%012d", "crc32": "%s", "sha256": "%s"'
 _NO_CRC32, _NO_SHA256 = "0" * 8, "0" * 64
 _HEADER = _HEAD + _SEALED_FIELDS % (0, _NO_CRC32, _NO_SHA256)  # of this length, always
-# Where in it the values lie.
-_SHA256 = (len(_HEADER) - 1 - len(_NO_SHA256), len(_HEADER) - 1)
-_CRC32 = (_SHA256[0] - len('", "sha256": "') - len(_NO_CRC32), _SHA256[0] - len('", "sha256": "'))
-_FILE_BYTES = (_CRC32[0] - len('", "crc32": "') - 12, _CRC32[0] - len('", "crc32": "'))
+
+
+def _span(name: str, digits: int) -> tuple[int, int]:
+    """Where in the header the value lies."""
+    key = f'"{name}": "'
+    start = _HEADER.index(key) + len(key)
+    return start, start + digits
+
+
+_FILE_BYTES, _CRC32, _SHA256 = _span("file_bytes", 12), _span("crc32", 8), _span("sha256", 64)
 
 
 class ArtifactError(ValueError):

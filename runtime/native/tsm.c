@@ -372,6 +372,7 @@ __attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, 
 
 #define WHOLE512(place) _mm512_loadu_si512(place)
 #define TAIL512(place) _mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - (n - i)), place)
+/* AHEAD, in bytes, is what was fastest. */
 #define SOON512(place) _mm_prefetch((const char *)(place) + AHEAD, _MM_HINT_T0)
 /* The first operand of dpbusd is unsigned. */
 #define VNNI_8(LOAD)                                                                               \
