@@ -28,11 +28,13 @@ def cached(folder: str, model: str, room_bytes: int, start: Callable[[str], None
         if found.startswith(name) and found.endswith(SUFFIX):
             path = os.path.join(folder, found)
             try:
-                if found == f"{name}{_crc32(path):08x}{SUFFIX}":
-                    return start(path)
-                os.unlink(path)
-            except FileNotFoundError:
-                pass  # another process removed it
+                sound = found == f"{name}{_crc32(path):08x}{SUFFIX}"
+                if not sound:
+                    os.unlink(path)
+            except FileNotFoundError:  # another process was faster
+                continue
+            if sound:
+                return start(path)
     beside = os.path.join(folder, f"{name}{os.getpid()}.partial")
     try:
         # XNNPACK is silent about a place that cannot be written, and aborts where the disk is full.
