@@ -50,10 +50,19 @@ NOT_READABLE = "not readable"
 
 
 def bench(
-    artifact: Artifact, chosen: Sequence[str], longest: int, repeats: int, count: int
+    artifact: Artifact,
+    chosen: Sequence[str],
+    longest: int,
+    repeats: int,
+    count: int,
+    weight_cache: str = "",
 ) -> dict[str, Any]:
-    """All figures; `chosen`: engines of ENGINES. Raises EngineError or CommandError."""
-    engines = {kind: open_engine(artifact, kind) for kind in chosen}
+    """All figures; `chosen`: engines of ENGINES; `weight_cache`: as for engines.open_engine, which
+    litert takes and the others do without. Raises EngineError or CommandError."""
+    if weight_cache and "litert" not in chosen:
+        raise CommandError(f"weight cache: engines {' '.join(chosen)}, wanted litert among them")
+    caches = {kind: weight_cache if kind == "litert" else "" for kind in chosen}
+    engines = {kind: open_engine(artifact, kind, 1, False, caches[kind]) for kind in chosen}
     rows, joules = [], dict.fromkeys(engines, 0.0)
     read = 0
     for position in positions(longest):
@@ -77,12 +86,12 @@ def bench(
     for turn in range(repeats + 1):  # the first warms the cache
         progress(f"fresh processes, {turn} of {repeats}")
         for kind, seconds in starts.items():
-            seconds.append(first_byte_seconds(artifact.path, kind))
+            seconds.append(first_byte_seconds(artifact.path, kind, caches[kind]))
     processes = [
         {
             "engine": kind,
             "first_byte_seconds": statistics.median(seconds[1:]),
-            "peak_rss_bytes": peak_rss_bytes(artifact.path, kind),
+            "peak_rss_bytes": peak_rss_bytes(artifact.path, kind, caches[kind]),
             "joules_per_byte": joules[kind] / decoded if readable else None,
         }
         for kind, seconds in starts.items()
@@ -94,6 +103,7 @@ def bench(
         "sha256": artifact.sha256,
         "machine": f"{_cpu()}, {platform.system()}, Python {platform.python_version()}",
         "repeats": repeats,
+        "weight_cache": bool(weight_cache),
         "speed": rows,
         "processes": processes,
     }
@@ -157,10 +167,10 @@ def joules_between(before: list[tuple[int, int]], after: list[tuple[int, int]]) 
     return sum((end - start) % most for (start, most), (end, _) in pairs) / 1e6
 
 
-def first_byte_seconds(model: str, kind: str) -> float:
+def first_byte_seconds(model: str, kind: str, weight_cache: str = "") -> float:
     """From the start of a process to the first byte that it generates. Raises CommandError."""
     started = time.perf_counter()
-    with _generating(model, kind, 1) as process:
+    with _generating(model, kind, weight_cache, 1) as process:
         assert process.stdout
         first = process.stdout.read(1)
         seconds = time.perf_counter() - started
@@ -170,17 +180,20 @@ def first_byte_seconds(model: str, kind: str) -> float:
     return seconds
 
 
-def peak_rss_bytes(model: str, kind: str) -> int | None:
+def peak_rss_bytes(model: str, kind: str, weight_cache: str = "") -> int | None:
     """Of a process that generates; None where the system does not say. Raises CommandError."""
-    with _generating(model, kind, MEMORY_BYTES, "--json") as process:
+    with _generating(model, kind, weight_cache, MEMORY_BYTES, "--json") as process:
         report, errors = process.communicate()
     if process.returncode:
         raise _failed(kind, errors)
     return json.loads(report)["peak_rss_bytes"]
 
 
-def _generating(model: str, kind: str, count: int, *more: str) -> subprocess.Popen[bytes]:
+def _generating(
+    model: str, kind: str, weight_cache: str, count: int, *more: str
+) -> subprocess.Popen[bytes]:
     options = ["--engine", kind, "--bytes", str(count), "--temperature", "0", *more]
+    options += ["--weight-cache", weight_cache]
     command = [sys.executable, str(GENERATE), str(model), *options]
     return subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -203,7 +216,7 @@ def shown(found: dict[str, Any]) -> str:
     """Two tables: speed by position, and fresh processes."""
     lines = [
         f"{found['model']}, {found['quantization']}, {found['machine']}, "
-        f"medians of {found['repeats']}",
+        f"medians of {found['repeats']}{', litert with a weight cache' * found['weight_cache']}",
         f"{'engine':<8}{'position':>12}{'prefill, bytes/s':>20}{'decode, bytes/s':>20}",
     ]
     for row in found["speed"]:
@@ -248,6 +261,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="decoded at a time (default: %(default)s)",
     )
+    add(
+        "--weight-cache",
+        default="",
+        metavar="DIR",
+        help="the engine litert keeps packed weights there, and computes with XNNPACK",
+    )
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
@@ -255,7 +274,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run(arguments: argparse.Namespace) -> None:
     artifact = open_artifact(arguments.model)
     chosen = list(dict.fromkeys(arguments.engine or kinds(artifact) or [""]))
-    found = bench(artifact, chosen, arguments.longest, arguments.repeats, arguments.bytes)
+    counts = arguments.longest, arguments.repeats, arguments.bytes
+    found = bench(artifact, chosen, *counts, arguments.weight_cache)
     print(json.dumps(found) if arguments.json else shown(found))
 
 

@@ -58,6 +58,7 @@ class Engine(ABC):
     """A model and the state of one stream of text."""
 
     any_length = False  # else only whole blocks and single bytes can be run
+    kernels = ""  # where an engine has others, of other bits: their name
     draw = staticmethod(sampling.draw)  # an engine may have a faster one of the same result
 
     def __init__(self, artifact: Artifact) -> None:
@@ -197,6 +198,7 @@ class LiteRtEngine(Engine):
         return made
 
     def _start_cached(self, version: str, threads: int, folder: str) -> None:
+        self.kernels = "xnnpack"
         if TYPE_CHECKING or __package__:
             from tsm.runtime.weight_cache import cached
         else:
@@ -207,7 +209,8 @@ class LiteRtEngine(Engine):
             _quietly(lambda: self._start(options))
 
         try:
-            cached(folder, f"{self.artifact.sha256}-{version}", start)
+            room_bytes = os.path.getsize(self.artifact.path)
+            cached(folder, f"{self.artifact.sha256}-{version}", room_bytes, start)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise EngineError(f"{folder}: {reason}, wanted a folder for packed weights") from None

@@ -58,7 +58,8 @@ def read_prompt(model: Model, prompt: bytes, folder: str | Path) -> Stream:
 def _names(model: Model, prompt: bytes) -> list[tuple[int, str]]:
     """The length of each whole number of blocks of the prompt, and its file's name."""
     engine, block = model.engine, model.engine.block_tokens
-    digest = hashlib.sha256(f"{engine.artifact.sha256} {type(engine).__name__} ".encode())
+    kind = type(engine).__name__ + engine.kernels
+    digest = hashlib.sha256(f"{engine.artifact.sha256} {kind} ".encode())
     names = []
     for end in range(block, len(prompt) + 1, block):
         digest.update(prompt[end - block : end])

@@ -19,9 +19,9 @@ SUFFIX = ".xnnpack"
 PIECE_BYTES = 1 << 16
 
 
-def cached(folder: str, model: str, start: Callable[[str], None]) -> None:
+def cached(folder: str, model: str, room_bytes: int, start: Callable[[str], None]) -> None:
     """Calls `start` with the path of a cache: a sound one of the model and this CPU in the folder,
-    or else a place where it is to write one. Raises OSError."""
+    or else a place where it is to write one, of up to `room_bytes`. Raises OSError."""
     os.makedirs(folder, exist_ok=True)
     name = f"{model}-{_cpu():08x}-"
     for found in sorted(os.listdir(folder)):
@@ -37,8 +37,10 @@ def cached(folder: str, model: str, start: Callable[[str], None]) -> None:
                 return start(path)
     beside = os.path.join(folder, f"{name}{os.getpid()}.partial")
     try:
-        with open(beside, "wb"):  # XNNPACK would be silent about a place that cannot be written
-            pass
+        # XNNPACK is silent about a place that cannot be written, and aborts where the disk is full.
+        with open(beside, "wb") as file:
+            for _ in range(0, room_bytes, PIECE_BYTES):
+                file.write(bytes(PIECE_BYTES))
         os.unlink(beside)
         start(beside)  # it has mapped the file, whatever its name becomes
         os.replace(beside, os.path.join(folder, f"{name}{_crc32(beside):08x}{SUFFIX}"))
@@ -57,12 +59,14 @@ def _crc32(path: str) -> int:
 
 def _cpu() -> int:
     """Another number for another kind of CPU: XNNPACK packs for the instructions that it finds."""
-    wanted = (b"model name", b"flags", b"Features", b"CPU ")
+    wanted = (b"cpu family", b"model", b"flags", b"Features", b"CPU ")
     try:
         with open("/proc/cpuinfo", "rb") as lines:
             about = {line for line in lines if line.startswith(wanted)}
     except OSError:
         import platform
 
-        about = {platform.machine().encode(), platform.processor().encode()}
+        # The last names the chip on macOS.
+        about = {platform.machine(), platform.processor(), platform.version()}
+        about = {text.encode() for text in about}
     return zlib.crc32(b"".join(sorted(about)))

@@ -62,6 +62,7 @@ MISTAKES = [
     ("bench", ["--repeats", "x"], "found 'x'"),
     ("bench", ["--engine", "gpu"], "invalid choice: 'gpu'"),
     ("bench", ["--engine", "onnx"], "engine onnx cannot run it, wanted native or litert"),
+    ("bench", ["--engine", "native", "--weight-cache", "x"], "wanted litert among them"),
     ("score", ["/no/such/text"], "/no/such/text: no such file or directory, wanted a readable"),
     ("score", [RUNTIME], "is a directory, wanted a readable file"),
     ("score", ["--threshold=-1"], "found '-1', wanted a finite number, 0 or more"),
@@ -588,9 +589,12 @@ def test_a_position_is_reached_by_feeding_and_measured_there(monkeypatch):
     assert "not readable" in bench.shown(found)
 
 
-def test_bench_measures_the_shipped_model():
+@pytest.mark.parametrize("weight_cache", [False, True])
+def test_bench_measures_the_shipped_model(weight_cache, tmp_path):
     settings = ("--longest", 120, "--repeats", 1, "--bytes", 5, "--engine", "native", "litert")
-    found = json.loads(output("bench", *settings, "--json"))
+    cache = ("--weight-cache", tmp_path) if weight_cache else ()
+    found = json.loads(output("bench", *settings, *cache, "--json"))
+    assert found["weight_cache"] == weight_cache == bool(list(tmp_path.iterdir()))
     rows = [(row["engine"], row["position"]) for row in found["speed"]]
     assert rows == [(kind, at) for at in (100, 120) for kind in ("native", "litert")]
     assert all(row["decode_bytes_per_second"] > 1 for row in found["speed"])

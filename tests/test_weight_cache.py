@@ -6,6 +6,7 @@ pytest tests/test_weight_cache.py
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 
 from tsm.export import verify
 from tsm.export.tolerance import check
-from tsm.runtime import engines
+from tsm.runtime import engines, stream, weight_cache
 from tsm.runtime.artifact import Artifact, open_artifact
+from tsm.runtime.prompt_cache import read_prompt
 from tsm.runtime.weight_cache import SUFFIX
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +79,57 @@ def test_another_models_is_left_alone(artifact, tmp_path):
     logits(artifact, str(tmp_path))
     assert other.read_bytes() == b"another model's"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def generating(folder: Path, **settings) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "runtime" / "generate.py", "--bytes", "20"]
+    command += ["--engine", "litert", "--weight-cache", folder]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, **settings)
+
+
+def test_processes_at_once_leave_one_and_write_the_same_text(tmp_path):
+    started = [generating(tmp_path) for _ in range(3)]
+    first, *others = [(*process.communicate(), process.returncode) for process in started]
+    assert first[1:] == (b"", 0) and others == [first, first]
+    assert only(tmp_path).suffix == SUFFIX
+
+
+def test_one_that_another_process_removes_meanwhile_is_made_again(monkeypatch, tmp_path):
+    def start(path: str) -> None:
+        Path(path).write_bytes(b"packed")
+
+    def removed(path: str) -> int:
+        if not path.endswith(".partial"):
+            os.unlink(path)
+        return crc32(path)
+
+    crc32 = weight_cache._crc32
+    weight_cache.cached(str(tmp_path), "model", 6, start)
+    path = only(tmp_path)
+    monkeypatch.setattr(weight_cache, "_crc32", removed)
+    weight_cache.cached(str(tmp_path), "model", 6, start)
+    assert only(tmp_path) == path and path.read_bytes() == b"packed"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    limit = (4_000_000, 4_000_000)
+    full = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)}
+    with generating(tmp_path, **full) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out, err.count(b"\n")) == (2, b"", 1)
+    assert b"file too large, wanted a folder for packed weights" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_states_of_other_kernels_are_not_gone_on_from(tmp_path):
+    builtin = stream.load(engine="litert")
+    xnnpack = stream.load(engine="litert", weight_cache=str(tmp_path / "weights"))
+    prompt, prompts = TEXT[:200], tmp_path / "prompts"
+    plain = xnnpack.stream()
+    plain.feed(prompt)
+    read_prompt(builtin, prompt, prompts)
+    assert read_prompt(xnnpack, prompt, prompts).logits() == plain.logits()
 
 
 @pytest.mark.parametrize(
