@@ -6,7 +6,6 @@ pytest tests/test_weight_cache.py
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -81,11 +80,10 @@ def test_another_models_is_left_alone(artifact, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def generating(folder: Path, **settings) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "runtime" / "generate.py", "--bytes", "20"]
-    command += ["--engine", "litert", "--weight-cache", folder]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, **pipes, **settings)
+def generating(folder: Path, *before: str) -> subprocess.Popen:
+    command = [*before, sys.executable, str(ROOT / "runtime" / "generate.py"), "--bytes", "20"]
+    command += ["--engine", "litert", "--weight-cache", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_processes_at_once_leave_one_and_write_the_same_text(tmp_path):
@@ -113,9 +111,8 @@ def test_one_that_another_process_removes_meanwhile_is_made_again(monkeypatch, t
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    limit = (4_000_000, 4_000_000)
-    full = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)}
-    with generating(tmp_path, **full) as process:
+    no_file_above_4_mb = ("sh", "-c", 'ulimit -f 8192; exec "$@"', "sh")
+    with generating(tmp_path, *no_file_above_4_mb) as process:
         out, err = process.communicate()
     assert (process.returncode, out, err.count(b"\n")) == (2, b"", 1)
     assert b"file too large, wanted a folder for packed weights" in err
