@@ -22,7 +22,7 @@ import zlib
 
 TYPE_CHECKING = False  # as typing's, which costs a start 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, BinaryIO, TypeVar
 
     T = TypeVar("T")
@@ -149,6 +149,19 @@ def _opened(path: str, work: Callable[[BinaryIO], T]) -> T:
         raise ArtifactError(f"{path}: {reason}, wanted a .tflite or .onnx model") from None
 
 
+def file_crc32(path: str) -> str:
+    """8 hex digits, in little memory. Raises OSError."""
+    with open(path, "rb") as file:
+        return _crc32(_pieces(file))
+
+
+def _crc32(pieces: Iterable[bytes]) -> str:
+    value = 0
+    for piece in pieces:
+        value = zlib.crc32(piece, value)
+    return f"{value:08x}"
+
+
 def _pieces(file: BinaryIO, offset: int = 0, *zeroed: tuple[int, int]) -> Iterator[bytes]:
     """The file piece by piece; the spans `zeroed`, counted from `offset`, read as "0"."""
     file.seek(0)
@@ -197,12 +210,10 @@ def _verify(path: str, file: BinaryIO) -> Artifact:
         raise ArtifactError(
             f"{path}: {file_bytes} bytes, its header wants {wanted_bytes} (incomplete or extended)"
         )
-    crc32 = 0
-    for piece in _pieces(file, offsets[0], _CRC32):
-        crc32 = zlib.crc32(piece, crc32)
-    if f"{crc32:08x}" != wanted_crc32:
+    found_crc32 = _crc32(_pieces(file, offsets[0], _CRC32))
+    if found_crc32 != wanted_crc32:
         raise ArtifactError(
-            f"{path}: CRC-32 {crc32:08x}, its header wants {wanted_crc32} (damaged)"
+            f"{path}: CRC-32 {found_crc32}, its header wants {wanted_crc32} (damaged)"
         )
     try:
         stored = _json_value(text.decode("utf-8", "replace"))

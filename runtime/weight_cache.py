@@ -15,8 +15,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
+    from tsm.runtime.artifact import PIECE_BYTES, file_crc32
+else:
+    from artifact import PIECE_BYTES, file_crc32
+
 SUFFIX = ".xnnpack"
-PIECE_BYTES = 1 << 16
 
 
 def cached(folder: str, model: str, room_bytes: int, start: Callable[[str], None]) -> None:
@@ -28,7 +32,7 @@ def cached(folder: str, model: str, room_bytes: int, start: Callable[[str], None
         if found.startswith(name) and found.endswith(SUFFIX):
             path = os.path.join(folder, found)
             try:
-                sound = found == f"{name}{_crc32(path):08x}{SUFFIX}"
+                sound = found == f"{name}{file_crc32(path)}{SUFFIX}"
                 if not sound:
                     os.unlink(path)
             except FileNotFoundError:  # another process was faster
@@ -43,18 +47,10 @@ def cached(folder: str, model: str, room_bytes: int, start: Callable[[str], None
                 file.write(bytes(PIECE_BYTES))
         os.unlink(beside)
         start(beside)  # it has mapped the file, whatever its name becomes
-        os.replace(beside, os.path.join(folder, f"{name}{_crc32(beside):08x}{SUFFIX}"))
+        os.replace(beside, os.path.join(folder, f"{name}{file_crc32(beside)}{SUFFIX}"))
     finally:
         if os.path.exists(beside):
             os.unlink(beside)
-
-
-def _crc32(path: str) -> int:
-    crc32 = 0
-    with open(path, "rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            crc32 = zlib.crc32(piece, crc32)
-    return crc32
 
 
 def _cpu() -> int:

@@ -97,15 +97,15 @@ def test_one_that_another_process_removes_meanwhile_is_made_again(monkeypatch, t
     def start(path: str) -> None:
         Path(path).write_bytes(b"packed")
 
-    def removed(path: str) -> int:
+    def removed(path: str) -> str:
         if not path.endswith(".partial"):
             os.unlink(path)
         return crc32(path)
 
-    crc32 = weight_cache._crc32
+    crc32 = weight_cache.file_crc32
     weight_cache.cached(str(tmp_path), "model", 6, start)
     path = only(tmp_path)
-    monkeypatch.setattr(weight_cache, "_crc32", removed)
+    monkeypatch.setattr(weight_cache, "file_crc32", removed)
     weight_cache.cached(str(tmp_path), "model", 6, start)
     assert only(tmp_path) == path and path.read_bytes() == b"packed"
 

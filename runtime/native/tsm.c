@@ -59,8 +59,8 @@ typedef struct {
 } input;
 
 /* One kind of instructions: sums of `count` rows, a multiple of ROWS, against one token, and of a
- * panel's ROWS rows against COLUMNS tokens. Where an instruction wants unsigned codes they are raised, by 128 or
- * 8, and that times the sum of the activations is taken off again. */
+ * panel's ROWS rows against COLUMNS tokens. Where an instruction wants unsigned codes they are
+ * raised, by 128 or 8, and that times the sum of the activations is taken off again. */
 typedef void rows_kernel(const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count,
                          int32_t *sums);
 typedef struct {
@@ -377,6 +377,7 @@ __attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, 
 /* The first operand of dpbusd is unsigned. */
 #define VNNI_8(LOAD)                                                                               \
     {                                                                                              \
+        const __m512i flip = _mm512_set1_epi8((char)0x80);                                         \
         __m512i v = LOAD(x + i);                                                                   \
         for (int r = 0; r < 4; r++) {                                                              \
             const uint8_t *place = codes + r * n + i;                                              \
@@ -386,6 +387,7 @@ __attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, 
     }
 #define VNNI_4(LOAD)                                                                               \
     {                                                                                              \
+        const __m512i flip = _mm512_set1_epi8((char)0x88), low = _mm512_set1_epi8(15);             \
         __m512i even = LOAD(x + i), odd = LOAD(x + n + i);                                         \
         for (int r = 0; r < 4; r++) {                                                              \
             const uint8_t *place = codes + r * n + i;                                              \
@@ -400,10 +402,7 @@ __attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, 
 #define VNNI_ROWS(bits, SUMS)                                                                      \
     __attribute__((target(VNNI_TARGET))) static void vnni_rows##bits(                              \
         const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count, int32_t *sums) {       \
-        const __m512i flip = _mm512_set1_epi8((char)(bits == 8 ? 0x80 : 0x88));                    \
-        const __m512i low = _mm512_set1_epi8(15);                                                  \
         const size_t n = (size_t)in * bits / 8;                                                    \
-        (void)low;                                                                                 \
         for (const int32_t *end = sums + count; sums < end; sums += ROWS) {                        \
             __m512i parts[4];                                                                      \
             for (int four = 0; four < 4; four++, codes += 4 * n) {                                 \
