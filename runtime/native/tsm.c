@@ -36,8 +36,9 @@
 #define WIDE
 #endif
 
-enum { BLOCK = 128, LANES = 16, MOST_TAPS = 8, ROWS = 16, COLUMNS = 16, PANEL = 64, FEW = 12,
-       MOST_THREADS = 16, SPINS = 1 << 14, AHEAD = 3072 };
+enum { BLOCK = 128, LANES = 16, MOST_TAPS = 8, ROWS = 16, PANEL = 64, TOKENS = 4, FEW = 12,
+       MOST_THREADS = 16, SPINS = 1 << 14,
+       AHEAD = 3072 /* bytes that are fetched before they are wanted: what was fastest */ };
 
 typedef struct {
     const uint8_t *codes; /* (out, in): int8, or two int4 a byte, the first in the low half */
@@ -59,13 +60,13 @@ typedef struct {
 } input;
 
 /* One kind of instructions: sums of `count` rows, a multiple of ROWS, against one token, and of a
- * panel's ROWS rows against COLUMNS tokens. Where an instruction wants unsigned codes they are
+ * panel's PANEL rows against TOKENS tokens. Where an instruction wants unsigned codes they are
  * raised, by 128 or 8, and that times the sum of the activations is taken off again. */
 typedef void rows_kernel(const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count,
                          int32_t *sums);
 typedef struct {
     rows_kernel *rows8, *rows4;
-    void (*tile)(const uint8_t *panel, const int8_t *packed, uint32_t in, int32_t *sums);
+    void (*tile)(const uint8_t *panel, const int8_t *x, uint32_t in, int32_t *sums);
     int raised;
 } kernels;
 
@@ -87,7 +88,7 @@ struct tsm_model {
     kernels kernels;
     int simd;
     float *x, *normal, *shifted, *projected, *read, *hidden; /* BLOCK rows each */
-    int8_t *codes, *packed;
+    int8_t *codes;
     worker workers[MOST_THREADS]; /* the first is the caller's thread */
     uint32_t threads;
     /* The product under way. */
@@ -110,9 +111,16 @@ typedef float wide __attribute__((vector_size(4 * LANES)));
 typedef int32_t wide_int __attribute__((vector_size(4 * LANES)));
 typedef int32_t int_at __attribute__((may_alias));
 typedef int32_t wide_int_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint8_t sixteen __attribute__((vector_size(16)));
+typedef uint32_t words __attribute__((vector_size(16)));
 typedef int8_t bytes_at __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (words){__VA_ARGS__})
+#endif
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 INLINE float total(wide v) {
@@ -236,12 +244,12 @@ static void plain_rows4(const uint8_t *codes, const int8_t *x, uint32_t n, uint3
     }
 }
 
-/* Where `i` of row `r` lies in a panel: its rows stand side by side, PANEL bytes of each. */
+/* Where `i` of row `r` lies in a panel: four codes of each of its rows stand side by side. */
 static inline size_t in_panel(uint32_t r, uint32_t i) {
-    return (size_t)(i / PANEL) * ROWS * PANEL + r * PANEL + i % PANEL;
+    return (size_t)(i / 4 * PANEL + r) * 4 + i % 4;
 }
 
-static inline int32_t word(const uint8_t *place) {
+static inline int32_t word(const void *place) {
     int32_t value;
     memcpy(&value, place, 4);
     return value;
@@ -330,19 +338,19 @@ __attribute__((target("avx2"))) static void avx2_four4(const uint8_t *codes, con
 AVX2_ROWS(8)
 AVX2_ROWS(4)
 
-__attribute__((target("avx2"))) static void avx2_tile(const uint8_t *panel, const int8_t *packed,
+__attribute__((target("avx2"))) static void avx2_tile(const uint8_t *panel, const int8_t *x,
                                                       uint32_t n, int32_t *sums) {
-    for (int first = 0; first < ROWS; first += 4) {
-        __m256i sum[4][2] = {{{0}}};
+    for (int first = 0; first < PANEL; first += 16) {
+        __m256i sum[TOKENS][2] = {{{0}}};
         for (uint32_t i = 0; i < n; i += 4) {
-            __m256i x[2] = {bytes256(packed + (size_t)i * COLUMNS),
-                            bytes256(packed + (size_t)i * COLUMNS + 32)};
-            for (int r = 0; r < 4; r++) {
-                __m256i w = _mm256_set1_epi32(word(panel + in_panel(first + r, i)));
-                for (int h = 0; h < 2; h++) sum[r][h] = add256(sum[r][h], w, x[h]);
+            const uint8_t *codes = panel + in_panel(first, i);
+            __m256i w[2] = {bytes256(codes), bytes256(codes + 32)};
+            for (int t = 0; t < TOKENS; t++) {
+                __m256i four = _mm256_set1_epi32(word(x + (size_t)t * n + i));
+                for (int h = 0; h < 2; h++) sum[t][h] = add256(sum[t][h], w[h], four);
             }
         }
-        memcpy(sums + first * COLUMNS, sum, sizeof sum);
+        for (int t = 0; t < TOKENS; t++) memcpy(sums + t * PANEL + first, sum[t], sizeof sum[t]);
     }
 }
 
@@ -364,7 +372,6 @@ __attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, 
 
 #define WHOLE512(place) _mm512_loadu_si512(place)
 #define TAIL512(place) _mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - (n - i)), place)
-/* AHEAD, in bytes, is what was fastest. */
 #define SOON512(place) _mm_prefetch((const char *)(place) + AHEAD, _MM_HINT_T0)
 /* The first operand of dpbusd is unsigned. */
 #define VNNI_8(LOAD)                                                                               \
@@ -412,15 +419,17 @@ __attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, 
 VNNI_ROWS(8, VNNI_8)
 VNNI_ROWS(4, VNNI_4)
 
-__attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
-                                                           const int8_t *packed, uint32_t n,
-                                                           int32_t *sums) {
-    __m512i sum[ROWS] = {0};
+__attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel, const int8_t *x,
+                                                           uint32_t n, int32_t *sums) {
+    __m512i sum[TOKENS][4] = {{{0}}};
     for (uint32_t i = 0; i < n; i += 4) {
-        __m512i x = _mm512_loadu_si512(packed + (size_t)i * COLUMNS);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; r++)
-            sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_set1_epi32(word(panel + in_panel(r, i))), x);
+        const uint8_t *codes = panel + in_panel(0, i);
+        __m512i w[4];
+        for (int r = 0; r < 4; r++) w[r] = WHOLE512(codes + 64 * r);
+        for (int t = 0; t < TOKENS; t++) {
+            __m512i four = _mm512_set1_epi32(word(x + (size_t)t * n + i));
+            for (int r = 0; r < 4; r++) sum[t][r] = _mm512_dpbusd_epi32(sum[t][r], w[r], four);
+        }
     }
     memcpy(sums, sum, sizeof sum);
 }
@@ -507,19 +516,20 @@ NEON_KERNELS(neon, NEON_TARGET, neon_add)
 #endif
 NEON_KERNELS(dot, DOT_TARGET, vdotq_s32)
 
-DOT_TARGET static void dot_tile(const uint8_t *panel, const int8_t *packed, uint32_t n,
+DOT_TARGET static void dot_tile(const uint8_t *panel, const int8_t *x, uint32_t n,
                                 int32_t *sums) {
-    for (int first = 0; first < ROWS; first += 4) {
-        int32x4_t sum[4][4] = {{{0}}};
-        for (size_t i = 0; i < n; i += 4)
-            for (int r = 0; r < 4; r++) {
-                int32x4_t w = vdupq_n_s32(word(panel + in_panel(first + r, i)));
-                for (int t = 0; t < 4; t++) {
-                    int8x16_t x = vld1q_s8(packed + i * COLUMNS + 16 * t);
-                    sum[r][t] = vdotq_s32(sum[r][t], vreinterpretq_s8_s32(w), x);
-                }
+    for (int first = 0; first < PANEL; first += 16) {
+        int32x4_t sum[TOKENS][4] = {{{0}}};
+        for (uint32_t i = 0; i < n; i += 4) {
+            const int8_t *codes = (const int8_t *)panel + in_panel(first, i);
+            int8x16_t w[4];
+            for (int r = 0; r < 4; r++) w[r] = vld1q_s8(codes + 16 * r);
+            for (int t = 0; t < TOKENS; t++) {
+                int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(word(x + (size_t)t * n + i)));
+                for (int r = 0; r < 4; r++) sum[t][r] = vdotq_s32(sum[t][r], w[r], four);
             }
-        memcpy(sums + first * COLUMNS, sum, sizeof sum);
+        }
+        for (int t = 0; t < TOKENS; t++) memcpy(sums + t * PANEL + first, sum[t], sizeof sum[t]);
     }
 }
 #endif
@@ -540,84 +550,59 @@ static int arm_simd(void) {
 }
 #endif
 
-/* `count` codes of row `r`, at most PANEL, to a panel from `column` on. */
-INLINE void put(uint8_t *panel, uint32_t r, uint32_t column, const uint8_t *codes, uint32_t count) {
-    uint32_t left = PANEL - column % PANEL, first = count < left ? count : left;
-    if (first == PANEL) {
-        memcpy(panel + in_panel(r, column), codes, PANEL);
-        return;
+/* `count` codes each of four rows to a panel. */
+INLINE void put(const sixteen *rows, uint32_t count, uint8_t *panel) {
+    words a = (words)rows[0], b = (words)rows[1], c = (words)rows[2], d = (words)rows[3];
+    words ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+    words more_ab = SHUFFLE(a, b, 2, 6, 3, 7), more_cd = SHUFFLE(c, d, 2, 6, 3, 7);
+    words places[4] = {SHUFFLE(ab, cd, 0, 1, 4, 5), SHUFFLE(ab, cd, 2, 3, 6, 7),
+                       SHUFFLE(more_ab, more_cd, 0, 1, 4, 5),
+                       SHUFFLE(more_ab, more_cd, 2, 3, 6, 7)};
+    for (uint32_t i = 0; i < count / 4; i++) memcpy(panel + in_panel(0, 4 * i), &places[i], 16);
+}
+
+/* `count` bytes each of four rows from `i` on, their codes `raised` or not, to a panel. */
+INLINE void unpack_four(const uint8_t *rows, size_t row, uint32_t bits, int raised, uint32_t i,
+                        uint32_t count, uint8_t *panel) {
+    const uint8_t flip = raised ? 128 : 0, eight = raised ? 0 : 8;
+    sixteen both[4] = {{0}}, even[4], odd[4];
+    for (int r = 0; r < 4; r++) {
+        __builtin_prefetch(rows + r * row + i + 4 * AHEAD);
+        memcpy(&both[r], rows + r * row + i, count);
+        even[r] = bits == 8 ? both[r] ^ flip : ((both[r] & 15) ^ 8) - eight;
+        odd[r] = ((both[r] >> 4) ^ 8) - eight;
     }
-    memcpy(panel + in_panel(r, column), codes, first);
-    memcpy(panel + in_panel(r, column + first), codes + first, count - first);
+    put(even, count, panel + in_panel(0, i));
+    if (bits == 4) put(odd, count, panel + in_panel(0, (uint32_t)row + i));
 }
 
-/* ROWS rows as bytes, one a code, `raised` or not. */
+/* PANEL rows as bytes, one a code. */
 WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *panel) {
-    uint32_t bytes = w->in * w->bits / 8;
-    uint8_t flip = raised ? 128 : 0, eight = raised ? 0 : 8, even[PANEL], odd[PANEL];
-    for (uint32_t r = 0; r < ROWS; r++)
-        for (uint32_t i = 0; i < bytes; i += PANEL) {
-            const uint8_t *codes = w->codes + (size_t)(first + r) * bytes + i;
-            uint8_t piece[PANEL];
-            uint32_t count = bytes - i < PANEL ? bytes - i : PANEL;
-            if (count < PANEL) codes = memcpy(piece, codes, count);
-            if (w->bits == 8) {
-                for (uint32_t j = 0; j < PANEL; j++) even[j] = codes[j] ^ flip;
-                put(panel, r, i, even, count);
-                continue;
-            }
-            for (uint32_t j = 0; j < PANEL; j++) {
-                even[j] = ((codes[j] & 15) ^ 8) - eight;
-                odd[j] = ((codes[j] >> 4) ^ 8) - eight;
-            }
-            put(panel, r, i, even, count);
-            put(panel, r, bytes + i, odd, count);
-        }
+    const uint32_t row = w->in * w->bits / 8;
+    for (uint32_t r = 0; r < PANEL; r += 4) {
+        const uint8_t *rows = w->codes + (size_t)(first + r) * row;
+        uint8_t *place = panel + in_panel(r, 0);
+        uint32_t i = 0;
+        for (; i + 16 <= row; i += 16) unpack_four(rows, row, w->bits, raised, i, 16, place);
+        if (i < row) unpack_four(rows, row, w->bits, raised, i, row - i, place);
+    }
 }
 
-/* y (n,), which holds the sums of as many rows, in their place. */
-WIDE static void scale_rows(float *y, int32_t surplus, float unit, const float *scales,
-                            uint32_t n) {
+/* y (n,) of the sums of as many rows, which may lie in its place. */
+WIDE static void scale_rows(const void *sums, int32_t surplus, float unit, const float *scales,
+                            uint32_t n, float *y) {
     uint32_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        wide exact = __builtin_convertvector(*(const wide_int_at *)(y + i) - surplus, wide);
-        *(wide_at *)(y + i) = exact * (unit * *(const wide_at *)(scales + i));
+        wide_int exact = ((const wide_int_at *)sums)[i / LANES] - surplus;
+        *(wide_at *)(y + i) =
+            __builtin_convertvector(exact, wide) * (unit * *(const wide_at *)(scales + i));
     }
-    for (; i < n; i++) {
-        int32_t sum;
-        memcpy(&sum, y + i, sizeof sum);
-        y[i] = (float)(sum - surplus) * (unit * scales[i]);
-    }
+    for (; i < n; i++) y[i] = (float)(((const int_at *)sums)[i] - surplus) * (unit * scales[i]);
 }
 
 /* Whether a product is made of tiles: of a few tokens, rows one by one are faster. */
-static int tiled(const tsm_model *m, const input *x) {
-    return m->kernels.tile && x->count > FEW;
-}
-
-/* COLUMNS tokens from `first` on, four places of each beside those of the others. */
-static void pack(const input *x, uint32_t first, uint32_t in, int8_t *packed) {
-    for (uint32_t t = 0; t < COLUMNS; t++)
-        for (uint32_t i = 0; i < in; i += 4)
-            if (first + t < x->count)
-                memcpy(packed + (size_t)i * COLUMNS + 4 * t,
-                       x->codes + (size_t)(first + t) * in + i, 4);
-            else
-                memset(packed + (size_t)i * COLUMNS + 4 * t, 0, 4);
-}
-
-/* y (columns, ROWS), rows `stride` apart, of the sums (ROWS, COLUMNS) of a tile. */
-WIDE static void scale(const int32_t *sums, const int32_t *sum, const float *unit, int32_t offset,
-                       const float *scales, uint32_t columns, float *y, uint32_t stride) {
-    float scaled[ROWS][COLUMNS];
-    wide_int surplus = *(const wide_int_at *)sum * offset;
-    for (uint32_t r = 0; r < ROWS; r++) {
-        wide_int exact = *(const wide_int_at *)(sums + r * COLUMNS) - surplus;
-        *(wide_at *)scaled[r] =
-            __builtin_convertvector(exact, wide) * (*(const wide_at *)unit * scales[r]);
-    }
-    for (uint32_t t = 0; t < columns; t++)
-        for (uint32_t r = 0; r < ROWS; r++) y[(size_t)t * stride + r] = scaled[r][t];
+static int tiled(const tsm_model *m, const matrix *w, const input *x) {
+    return m->kernels.tile && x->count > FEW && w->out >= PANEL;
 }
 
 /* y (t, first) and the `count` after it: so many rows against one token. */
@@ -634,7 +619,7 @@ static void multiply_rows(const kernels *k, const matrix *w, const input *x, uin
         rows(w->codes + (end - ROWS) * row, token, w->in, ROWS, sums);
         memcpy(y + count - rest, sums + ROWS - rest, rest * sizeof *sums);
     }
-    scale_rows(y, offset * x->sum[t], x->unit[t], w->scales + first, count);
+    scale_rows(y, offset * x->sum[t], x->unit[t], w->scales + first, count, y);
 }
 
 /* y (count, out) = scales * (codes (out, in) x input (count, in)), integers inside: one worker's
@@ -645,26 +630,26 @@ static void multiply_part(const worker *own) {
     const matrix *w = m->weights;
     const input *x = m->activations;
     float *y = m->output;
-    uint32_t tiles = (w->out + ROWS - 1) / ROWS;
-    uint32_t first_row = tiles * own->index / m->threads * ROWS;
-    uint32_t end = tiles * (own->index + 1) / m->threads * ROWS;
+    uint32_t unit = tiled(m, w, x) ? PANEL : ROWS, units = (w->out + unit - 1) / unit;
+    uint32_t first_row = units * own->index / m->threads * unit;
+    uint32_t end = units * (own->index + 1) / m->threads * unit;
     int32_t offset = k->raised ? 1 << (w->bits - 1) : 0;
     if (end > w->out) end = w->out;
-    if (tiled(m, x)) {
-        for (uint32_t o = first_row; o < end; o += ROWS) {
-            uint32_t from = o + ROWS > w->out ? w->out - ROWS : o; /* the last may overlap */
+    if (unit == PANEL) {
+        for (uint32_t o = first_row; o < end; o += PANEL) {
+            uint32_t from = o + PANEL > w->out ? w->out - PANEL : o; /* the last may overlap */
+            int32_t sums[TOKENS][PANEL];
             unpack(w, from, k->raised, own->panel);
-            for (uint32_t first = 0; first < x->count; first += COLUMNS) {
-                int32_t sums[ROWS][COLUMNS];
-                uint32_t left = x->count - first, columns = left < COLUMNS ? left : COLUMNS;
-                k->tile(own->panel, m->packed + (size_t)first * w->in, w->in, sums[0]);
-                scale(sums[0], x->sum + first, x->unit + first, offset, w->scales + from, columns,
-                      y + (size_t)first * w->out + from, w->out);
+            for (uint32_t t = 0; t < x->count; t++) {
+                const int8_t *codes = x->codes + (size_t)t * w->in;
+                if (t % TOKENS == 0) k->tile(own->panel, codes, w->in, sums[0]);
+                scale_rows(sums[t % TOKENS], offset * x->sum[t], x->unit[t], w->scales + from,
+                           PANEL, y + (size_t)t * w->out + from);
             }
         }
         return;
     }
-    uint32_t step = x->count == 1 ? tiles * ROWS : ROWS; /* a row meets all tokens in the cache */
+    uint32_t step = x->count == 1 ? units * ROWS : ROWS; /* a row meets all tokens in the cache */
     for (uint32_t o = first_row; o < end; o += step)
         for (uint32_t t = 0; t < x->count; t++)
             multiply_rows(k, w, x, t, o, end - o < step ? end - o : step, y);
@@ -703,9 +688,6 @@ static void multiply(tsm_model *m, const matrix *w, const input *x, float *y) {
     m->weights = w;
     m->activations = x;
     m->output = y;
-    if (tiled(m, x))
-        for (uint32_t t = 0; t < x->count; t += COLUMNS)
-            pack(x, t, w->in, m->packed + (size_t)t * w->in);
 #ifdef THREADS
     if (m->threads > 1) {
         begin(m);
@@ -801,7 +783,7 @@ static int start(tsm_model *m, uint32_t threads, uint32_t widest) {
         worker *own = &m->workers[m->threads];
         own->model = m;
         own->index = m->threads;
-        own->panel = calloc((size_t)ROWS * (widest + PANEL), 1);
+        own->panel = calloc((size_t)PANEL * widest, 1);
         if (!own->panel) break;
 #ifdef THREADS
         if (m->threads && pthread_create(&own->thread, NULL, work, own)) break;
@@ -849,9 +831,8 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->read = calloc((size_t)BLOCK * s.channels, 4);
     m->hidden = calloc((size_t)BLOCK * s.mlp_width, 4);
     m->codes = calloc((size_t)BLOCK * widest, 1);
-    m->packed = calloc((size_t)BLOCK * widest, 1);
     if (m->x && m->normal && m->shifted && m->projected && m->read && m->hidden && m->codes &&
-        m->packed && start(m, threads, widest))
+        start(m, threads, widest))
         return m;
 failed:
     tsm_free(m);
@@ -876,7 +857,6 @@ void tsm_free(tsm_model *m) {
     free(m->read);
     free(m->hidden);
     free(m->codes);
-    free(m->packed);
     free(m);
 }
 
@@ -898,8 +878,10 @@ static void project(tsm_model *m, const matrix *w, const float *x, uint32_t coun
  * chains of operations are short enough for several to be under way: 0.6 of the time of one. */
 WIDE static void split_beams(float *state, const float *value, const float *radius,
                              const float *bias, uint32_t n, float *y) {
-    for (uint32_t i = 0; i < n; i += LANES)
-        *(wide_at *)(y + i) = sigmoid(*(const wide_at *)(radius + i) + *(const wide_at *)(bias + i));
+    for (uint32_t i = 0; i < n; i += LANES) {
+        wide logit = *(const wide_at *)(radius + i) + *(const wide_at *)(bias + i);
+        *(wide_at *)(y + i) = sigmoid(logit);
+    }
     for (uint32_t i = 0; i < n; i += LANES) {
         wide share = *(const wide_at *)(y + i);
         wide kept = sin_quarter(1 - share), coupling = sin_quarter(share);
