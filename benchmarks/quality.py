@@ -69,6 +69,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "carried state": {"carried": True},
     "updates of 2,048 tokens": {"tokens": 2048},
     "AdamW alone": {"muon": False},
+    "Muon in bf16": {"muon_bf16": True},
 }
 SPECS = {**SYSTEMS, **ABLATIONS, **MATRIX_ABLATIONS}
 EVERY = [*SPECS, *TRAININGS]
@@ -140,6 +141,7 @@ class Training:
     by_sequence: bool = False  # one dropout mask for all tokens of a window
     carried: bool = False  # a window goes on where its row's last one ended, with its state
     muon: bool = True  # else AdamW trains the matrices too
+    muon_bf16: bool = False  # its products; in fp32 as they were when most lines were measured
 
 
 def _variant(system: str) -> tuple[ModelSpec, Training]:
@@ -174,7 +176,9 @@ def _engine(system: str) -> Any:
         table = {n: replace(w, muon=False) for n, w in optimizer.weights(spec).items()}
         optimizer.weights = lambda spec: table
     # Carried state is a side effect of the loss, which the compiler would not keep.
-    return Varied(spec, how.dropout, bf16=PRECISION == "bf16", compiled=not how.carried)
+    engine = Varied(spec, how.dropout, bf16=PRECISION == "bf16", compiled=not how.carried)
+    engine.muon_dtype = torch.bfloat16 if how.muon_bf16 else None
+    return engine
 
 
 def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict[str, Any]:

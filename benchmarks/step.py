@@ -22,7 +22,7 @@ from typing import Any
 from results import append, read
 
 VARIANTS = ["eager fp32", "eager bf16", "+ a scan of its own", "+ pages kept"]
-VARIANTS += ["+ dropout from bytes", "+ compiled"]
+VARIANTS += ["+ dropout from bytes", "+ compiled", "+ Muon in bf16"]
 UPDATES, SKIPPED = 10, 3
 BATCH, WINDOW, DROPOUT = 16, 256, 0.2
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -69,6 +69,8 @@ def _measure(level: int) -> dict[str, Any]:
     kind = PlainDropout if level < 4 else engine_torch.Engine
     spec, corpus = PRESETS["shakespeare"], open_corpus("shakespeare", WINDOW)
     engine = kind(spec, DROPOUT, bf16=level > 0, compiled=level > 4)
+    if level < 6:
+        engine.muon_dtype = None
     weights = engine.load(model.initialise(spec, 0))
     average, state = engine.load(engine.save(weights)), engine.optimizer_state(weights)
     seconds, loss = [], 0.0

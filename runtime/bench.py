@@ -14,7 +14,6 @@ while decoding; Linux shows them to root only, unless told otherwise.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
@@ -29,6 +28,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
     from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
@@ -233,7 +233,7 @@ def shown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> Namespace:
     parser = Parser("tsm-bench", __doc__)
     add = parser.add_argument
     add(
@@ -271,7 +271,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: Namespace) -> None:
     artifact = open_artifact(arguments.model)
     chosen = list(dict.fromkeys(arguments.engine or kinds(artifact) or [""]))
     counts = arguments.longest, arguments.repeats, arguments.bytes

@@ -15,7 +15,6 @@ the original (8), its CRC-32 (4), and the code: a range coder's over 65,536 part
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
     from typing import Any, BinaryIO
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
@@ -230,7 +230,7 @@ def _others() -> dict[str, Any]:
     return others
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> Namespace:
     parser = Parser("tsm-compress", __doc__)
     add = parser.add_argument
     add("file", nargs="?", default="-", help="what to read (default: -, standard input)")
@@ -269,7 +269,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: Namespace) -> None:
     engine = open_native(arguments.model)
     started = time.perf_counter()
     report: dict[str, Any] = {"file": arguments.file, "out": arguments.out}

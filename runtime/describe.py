@@ -9,7 +9,6 @@ is for the native engine; graph_bytes is then what is left: graph and alignment.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -20,6 +19,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
     from typing import Any
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
@@ -139,7 +139,7 @@ def shown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> Namespace:
     parser = Parser("tsm-describe", __doc__)
     parser.add_argument(
         "model",

@@ -14,7 +14,6 @@ lists every byte. --quantile needs 9 bytes of temporary disk for each byte of te
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import json
 import math
@@ -29,6 +28,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
     from typing import Any, BinaryIO
 
 if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
@@ -188,7 +188,7 @@ def as_json(scored: Iterable[tuple[int, float]], totals: Totals, unit: str) -> I
     yield "], " + json.dumps(totals.summary(unit))[1:] + "\n"
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> Namespace:
     parser = Parser("tsm-score", __doc__)
     add = parser.add_argument
     add("file", nargs="?", default="-", help="text to score (default: -, standard input)")
@@ -224,7 +224,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: Namespace) -> None:
     engine = open_engine(open_artifact(arguments.model), arguments.engine)
     colored = arguments.color == "always" or (
         arguments.color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -256,12 +256,15 @@ def test_schedule_free_evaluates_the_plain_mean_of_its_weights():
         assert np.abs(one_average[name] - other_average[name]).mean() < 2e-4, name
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(48, 200), (200, 48)])
-def test_muon_evens_out_singular_values(shape):
-    matrix = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    found = np.asarray(optimizer.orthogonalise(jnp, jnp.asarray(matrix)))
-    left, _, right = np.linalg.svd(matrix, full_matrices=False)
+def test_muon_evens_out_singular_values(shape, dtype):
+    random = np.random.default_rng(0).standard_normal(shape)
+    left, _, right = np.linalg.svd(random, full_matrices=False)
+    matrix = (left * np.logspace(0, -2, 48) @ right).astype(np.float32)
+    found = np.asarray(optimizer.orthogonalise(jnp, jnp.asarray(matrix), dtype))
     singular = np.linalg.svd(found, compute_uv=False)
+    assert found.dtype == np.float32
     assert singular.min() > 0.6 and singular.max() < 1.3
     assert np.sum(found * (left @ right)) / np.linalg.norm(found) / np.linalg.norm(left) > 0.97
 

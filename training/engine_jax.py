@@ -20,6 +20,7 @@ class Engine:
     def __init__(self, spec: ModelSpec, dropout: float, bf16: bool, compiled: bool) -> None:
         self.spec, self.dropout = spec, dropout
         self.dtype = jnp.bfloat16 if bf16 else jnp.float32
+        self.muon_dtype = jnp.bfloat16 if bf16 else None
         # Always compiled, whatever `compiled` says: op by op JAX is of no use in training.
         self._step = jax.jit(self._plain_step, donate_argnums=(0, 1, 2))
         self._losses = jax.jit(self._plain_losses)
@@ -66,7 +67,9 @@ class Engine:
 
         points = {n: v + toward_average * (average[n] - v) for n, v in values.items()}
         loss, gradients = jax.value_and_grad(mean_loss)(points)
-        values, state, norm = optimizer.update(jnp, self.spec, values, gradients, state, **settings)
+        values, state, norm = optimizer.update(
+            jnp, self.spec, values, gradients, state, muon_dtype=self.muon_dtype, **settings
+        )
         average = {n: a + (1 - average_decay) * (values[n] - a) for n, a in average.items()}
         return values, state, average, loss, norm
 

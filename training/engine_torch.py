@@ -38,6 +38,7 @@ class Engine:
         self.spec, self.dropout = spec, dropout
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.use_deterministic_algorithms(True, warn_only=self.device == "cuda")
+        self.muon_dtype = torch.bfloat16 if bf16 else None
         self.cast = torch.autocast(self.device, torch.bfloat16, enabled=bf16)
         self.loss = torch.compile(self._loss) if compiled else self._loss
         # Its tracer warns of array-api-compat's cached look-ups, which are pure.
@@ -99,7 +100,9 @@ class Engine:
         gradients = torch.autograd.grad(loss, list(points.values()))
         with torch.no_grad():
             named = dict(zip(points, gradients, strict=True))
-            values, state, norm = optimizer.update(xp, self.spec, values, named, state, **settings)
+            values, state, norm = optimizer.update(
+                xp, self.spec, values, named, state, muon_dtype=self.muon_dtype, **settings
+            )
             average = {n: a.lerp(values[n], 1 - average_decay) for n, a in average.items()}
         return values, state, average, loss.item(), norm.item()
 
