@@ -74,9 +74,9 @@ def page(
             quality.table(
                 losses, ["TSM", *quality.ABLATIONS, quality.MATRIX_TSM, *quality.MATRIX_ABLATIONS]
             ),
-            "### The TSM trained otherwise",
-            "The number of tokens is the same. AdamW alone, and updates of half the tokens, were "
-            "tuned as a system is.",
+            "### Trained otherwise",
+            "The number of tokens is the same; it is the TSM where no other system is named. AdamW "
+            "alone, and updates of half the tokens, were tuned as a system is.",
             quality.table(losses, [quality.TSM, *quality.TRAININGS]),
         ]
     if rates:

@@ -59,9 +59,11 @@ MATRIX_ABLATIONS = {
     "matrix: key width 64": replace(MATRIX, key_width=64, value_width=19),
     "matrix: 16 heads": replace(MATRIX, heads=16, key_width=6, value_width=7),
 }
-# Ways of training the TSM itself, each a change to `Training`.
+# Ways of training, each a change to `Training`.
 TRAININGS: dict[str, dict[str, Any]] = {
     "no dropout": {"dropout": 0.0},
+    "no dropout, weight decay 0.4": {"dropout": 0.0, "weight_decay": 0.4},
+    "no dropout, weight decay 1": {"dropout": 0.0, "weight_decay": 1.0},
     "dropout 0.2": {"dropout": 0.2},
     "dropout by sequence": {"by_sequence": True},
     "windows of 64": {"window": 64},
@@ -71,8 +73,11 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "AdamW alone": {"muon": False},
     "Muon in bf16": {"muon_bf16": True},
 }
-SPECS = {**SYSTEMS, **ABLATIONS, **MATRIX_ABLATIONS}
-EVERY = [*SPECS, *TRAININGS]
+# Whether the order of the nearest systems is dropout's doing; their best rates are the TSM's.
+NO_DROPOUT = {f"{name}, no dropout": SYSTEMS[name] for name in ("minGRU", "attention")}
+TRAININGS |= dict.fromkeys(NO_DROPOUT, {"dropout": 0.0})
+SPECS = {**SYSTEMS, **ABLATIONS, **MATRIX_ABLATIONS, **NO_DROPOUT}
+EVERY = list(dict.fromkeys([*SPECS, *TRAININGS]))
 # An optimizer and a number of updates have best rates of their own, as a system has.
 TUNED = {*SYSTEMS, "updates of 2,048 tokens", "AdamW alone"}
 RATES = (0.01, 0.02)  # to begin with, of Muon; AdamW's is a fraction of it
@@ -80,7 +85,7 @@ ADAM_FRACTION = 0.15
 SEEDS = (0, 1, 2)
 STEPS, TOKENS, WINDOW, WARMUP, DECAY = 400, 4096, 256, 20, 0.5  # TOKENS: of an update
 PRECISION = "bf16"  # of matrix products in training; validation is in fp32
-WEIGHT_DECAY, AVERAGE_DECAY = 0.1, 0.98
+AVERAGE_DECAY = 0.98
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
@@ -138,6 +143,7 @@ class Training:
     window: int = WINDOW
     tokens: int = TOKENS  # of an update; the fewer, the more updates
     dropout: float = 0.1
+    weight_decay: float = 0.1
     by_sequence: bool = False  # one dropout mask for all tokens of a window
     carried: bool = False  # a window goes on where its row's last one ended, with its state
     muon: bool = True  # else AdamW trains the matrices too
@@ -212,7 +218,7 @@ def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict
             "step": step,
             "muon_rate": rate * fraction,
             "adam_rate": rate * ADAM_FRACTION * fraction,
-            "weight_decay": WEIGHT_DECAY,
+            "weight_decay": how.weight_decay,
             "clip": 1.0,
         }
         started = time.process_time()

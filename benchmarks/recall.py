@@ -57,6 +57,7 @@ CONFIG = TrainConfig(
     adam_rate=ADAM_FRACTION * TrainConfig.muon_rate,
     warmup_steps=WARMUP,
     decay_fraction=DECAY,
+    weight_decay=0.1,
     dropout=0.0,  # nothing is seen twice
     average_decay=AVERAGE_DECAY,
     precision="fp32",

@@ -48,7 +48,14 @@ SPEC = replace(PRESETS["shakespeare"], width=96, layers=4, heads=3, value_width=
 PEAKS = (0.01, 0.02, 0.04, 0.08)
 # The average of the last 50 updates or so: the default, 200, is long for a run of 400.
 CONFIG = TrainConfig(
-    steps=400, batch=8, window=256, warmup_steps=20, average_decay=0.98, eval_windows=128
+    steps=400,
+    batch=8,
+    window=256,
+    warmup_steps=20,
+    weight_decay=0.1,
+    dropout=0.1,
+    average_decay=0.98,
+    eval_windows=128,
 )
 RESULTS = Path(__file__).with_suffix(".jsonl")
 ADAM_PROPORTION = CONFIG.adam_rate / CONFIG.muon_rate

@@ -436,7 +436,7 @@ def test_log_probabilities_are_those_of_the_model(engine):
     chosen = (engine.artifact.path, "--engine", names[type(engine).__name__])
     done = json.loads(generated(*chosen, "--json", "--logprobs", 2, "--bytes", 20))
     engine.reset()
-    logits = np.array(engine.feed(b"ROMEO:\n"))
+    logits = np.array(engine.feed(b"ROMEO:\n"), np.float64)
     for row in done["logprobs"]:
         wanted = logits - np.logaddexp.reduce(logits)
         assert row["logprob"] == pytest.approx(wanted[row["byte"]], abs=1e-5)
@@ -444,7 +444,7 @@ def test_log_probabilities_are_those_of_the_model(engine):
         assert [value for _, value in row["top"]] == pytest.approx(
             np.sort(wanted)[:-3:-1], abs=1e-5
         )
-        logits = np.array(engine.feed(bytes([row["byte"]])))
+        logits = np.array(engine.feed(bytes([row["byte"]])), np.float64)
     assert bytes(row["byte"] for row in done["logprobs"]).decode() == done["text"]
     assert done["logprob_total"] == pytest.approx(sum(row["logprob"] for row in done["logprobs"]))
 

@@ -54,11 +54,11 @@ class TrainConfig:
     window: int = 256  # bytes
     muon_rate: float = 0.02
     adam_rate: float = 0.003
-    weight_decay: float = 0.1  # per unit of rate, on matrices
+    weight_decay: float = 0.4  # per unit of rate, on matrices
     warmup_steps: int = 50
     decay_fraction: float = 0.5  # of `steps`, the last: wsd's rate falls to zero
     clip: float = 1.0  # bound on the gradient's norm
-    dropout: float = 0.1
+    dropout: float = 0.0
     average_decay: float = 0.995  # of the averaged weights, per step; not of schedule-free
     precision: str = "auto"  # fp32, bf16, or bf16 where it is fast
     compiled: bool = False  # fused kernels: faster, after a minute or two of compilation
