@@ -107,14 +107,16 @@ def _long(path: Path, kind: str) -> dict[str, float]:
     """Of processes of their own that generate LONG_BYTES: by the command and by the Python API."""
     folder = ROOT / "runtime"
     options = ["--engine", kind, "--bytes", str(LONG_BYTES), "--json"]
-    by_command = json.loads(_run(folder / "generate.py", path, *options))["peak_rss_bytes"]
-    by_api = int(_run("-c", API, path, kind, str(LONG_BYTES)))
+    by_command = json.loads(_run(kind, folder / "generate.py", path, *options))["peak_rss_bytes"]
+    by_api = int(_run(kind, "-c", API, path, kind, str(LONG_BYTES)))
     return {"peak_rss_bytes": by_command, "api_peak_rss_bytes": by_api}
 
 
-def _run(*arguments: str | Path) -> bytes:
-    """Its output; in a Python without what a development environment adds to every start."""
-    places = [str(ROOT / "runtime"), *(p for p in sys.path if p.endswith("site-packages"))]
+def _run(kind: str, *arguments: str | Path) -> bytes:
+    """Its output; in a Python without what a development environment adds to every start, and with
+    its packages, whose names every import would keep, only for an engine that is one of them."""
+    packages = [] if kind == "native" else [p for p in sys.path if p.endswith("site-packages")]
+    places = [str(ROOT / "runtime"), *packages]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-S", *arguments]
     return subprocess.run(command, capture_output=True, check=True, env=environment).stdout

@@ -16,7 +16,6 @@ import math
 import os
 from abc import ABC, abstractmethod
 from array import array
-from itertools import islice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -330,12 +329,15 @@ def open_engine(
     here for this artifact. `lookahead`: text that repeats itself is read ahead of time, where
     that changes no bit: on the native engine. `weight_cache`: a folder for the weights as the
     engine litert packs them, which then computes with XNNPACK. Raises EngineError."""
-    here = _kinds(artifact)
-    found = list(here) if kind else list(islice(here, 1))
+    found: list[str] = []
+    for each in _kinds(artifact):  # no further than it takes: looking for packages costs 0.3 MB
+        found.append(each)
+        if kind in ("", each):
+            kind = each
+            break
     if not found:
         package = "ai-edge-litert" if _is_tflite(artifact) else "onnxruntime"
         raise EngineError(f"{artifact.path}: no engine found, wanted: pip install {package}")
-    kind = kind or found[0]
     if kind not in found:
         raise EngineError(
             f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(found)}"
