@@ -82,7 +82,7 @@ class Parser(Group):
         """What argparse would find in the words; None if they are anything but whole names of
         options, values of one word and positional arguments, all as they should be."""
         found = Arguments()
-        values, options, positional, exclusive = vars(found), {}, [], set()
+        values, options, positional = vars(found), {}, []
         for group, names, how in self.declared:
             name = how.get("dest") or names[0].lstrip("-").replace("-", "_")
             default = how.get("default", False if "action" in how else None)
@@ -94,7 +94,7 @@ class Parser(Group):
                 options.update(dict.fromkeys(names, (group, name, how)))
             else:
                 positional.append((group, name, how))
-        left = list(reversed(words))
+        left, given, exclusive = list(reversed(words)), [], set()
         while left:
             word = left.pop()
             if word[:1] != "-" or word == "-":
@@ -115,15 +115,18 @@ class Parser(Group):
                     if not left or (left[-1][:1] == "-" and left[-1] != "-"):
                         return None
                     text = left.pop()
+            if group in exclusive or how.get("nargs", "?") != "?":
+                return None
+            if group.method == "add_mutually_exclusive_group":
+                exclusive.add(group)
+            given.append((name, how, text))
+        for name, how, text in given:  # not before all is there: a value may be standard input
             try:
                 value = how.get("type", str)(text)
             except ValueError:
                 return None
-            several = how.get("nargs", "?") != "?"
-            if several or group in exclusive or value not in how.get("choices", (value,)):
+            if value not in how.get("choices", (value,)):
                 return None
-            if group.method == "add_mutually_exclusive_group":
-                exclusive.add(group)
             appended = how.get("action") == "append"
             values[name] = [*values.get(name, ()), value] if appended else value
         return found
@@ -131,10 +134,6 @@ class Parser(Group):
     def whole(self) -> argparse.ArgumentParser:
         """argparse's own parser of the same arguments."""
         import argparse
-
-        class Brief(argparse.ArgumentParser):
-            def error(self, message: str) -> NoReturn:
-                self.exit(BAD_INPUT, f"{self.prog}: {message}\n")
 
         def told(kind: Callable[[str], Any]) -> Callable[[str], Any]:
             def parse(text: str) -> Any:
@@ -151,12 +150,13 @@ class Parser(Group):
             columns = int(os.environ.get("COLUMNS", "")) or os.get_terminal_size().columns
         except (OSError, ValueError):
             columns = 80
-        parser = Brief(
+        parser = argparse.ArgumentParser(
             prog=self.prog,
             description=self.description,
             allow_abbrev=False,
             formatter_class=lambda prog: kind(prog, width=columns - 2),
         )
+        parser.error = self.error
         made: dict[Group, Any] = {self: parser}
         for group, names, how in self.declared:
             if group not in made:

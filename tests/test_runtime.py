@@ -449,6 +449,12 @@ def test_log_probabilities_are_those_of_the_model(engine):
     assert done["logprob_total"] == pytest.approx(sum(row["logprob"] for row in done["logprobs"]))
 
 
+def test_a_prompt_on_standard_input_is_read_once():
+    options = ("--presence-penalty", "-0.5", "--bytes", 30)  # a value that argparse has to read
+    piped = generated("--prompt-file", "-", *options, input=b"JULIET:\n")
+    assert piped == generated("--prompt", "JULIET:\n", *options)
+
+
 def test_settings_of_the_command_line_reach_the_sampler():
     assert b"e" not in generated("--logit-bias", "0x65=-inf", "--bytes", 300)
     assert b"\n" in generated("--bytes", 300, "--temperature", 0)
