@@ -5,7 +5,8 @@
 
 train: one forward and backward pass of the 13.6M-parameter shape over one window of n bytes, each
 measurement in a fresh process: seconds (median), and the growth of the peak RSS over the process
-before its first pass. decode: one byte at position n, the caches of attention filled to n.
+before its first pass. decode: one byte at position n, the caches of attention filled to n; prefill:
+a block of 256 bytes there.
 PyTorch, fp32, one thread, and its own processor time, so that neighbours matter little. Out of
 memory is a result.
 """
@@ -62,8 +63,8 @@ def main() -> int:
     done = {(r["kind"], r["system"], r["length"]) for r in results}
     jobs = [
         (kind, system, length)
-        for kind, lengths in LENGTHS.items()
-        for length in lengths  # systems side by side: a change in the machine's mood hits all
+        for kind in arguments.kinds
+        for length in LENGTHS[kind]  # systems side by side: a change in the machine's mood hits all
         for system in arguments.only or SYSTEMS
         if (kind, system, length) not in done and length <= arguments.longest
     ]
@@ -236,6 +237,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--only", nargs="*", default=[], choices=list(SYSTEMS), metavar="SYSTEM")
+    parser.add_argument("--kinds", nargs="+", default=list(LENGTHS), choices=list(LENGTHS))
     parser.add_argument("--longest", type=int, default=10**9, help="skip lengths above this")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "SYSTEM", "LENGTH"), help="inner call")

@@ -48,10 +48,12 @@ COMPARED = (
     "minGRU",
     "seed mixer (causal)",
 )
+HYBRID = "beam,attention"  # the last layer is attention over the 256 bytes before
 MIXERS = {SYSTEMS[name].mixer: replace(SYSTEMS[name], layers=LAYERS) for name in COMPARED}
+MIXERS[HYBRID] = replace(SYSTEMS["TSM"], layers=LAYERS, mixer=HYBRID)
 # preset: a name of train.py's own table, which the specs here take the place of.
 CONFIG = TrainConfig(
-    steps=1000,
+    steps=3000,  # attention finds MQAR between 1,800 and 2,200
     batch=TOKENS // WINDOW,
     window=WINDOW,
     adam_rate=ADAM_FRACTION * TrainConfig.muon_rate,
@@ -60,7 +62,8 @@ CONFIG = TrainConfig(
     weight_decay=0.1,
     dropout=0.0,  # nothing is seen twice
     average_decay=AVERAGE_DECAY,
-    precision="fp32",
+    precision="bf16",
+    compiled=True,
 )
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
@@ -113,7 +116,8 @@ def measure(
     size = (config.steps * config.batch + 1) * config.window + 1
     data = np.frombuffer(tasks.corpus(task, size, config.seed), np.uint8)
     corpus = Corpus(Path(task), data, data[:0])
-    engine, schedule = Engine(spec, config.dropout, bf16=False, compiled=False), scheduled(config)
+    bf16 = config.precision == "bf16"
+    engine, schedule = Engine(spec, config.dropout, bf16, config.compiled), scheduled(config)
     run = fresh(engine, schedule, model.initialise(spec, config.seed))
     rows = []
     for _ in track(range(config.steps), f"{task}, {mixer}, seed {config.seed}"):

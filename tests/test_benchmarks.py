@@ -38,7 +38,7 @@ def test_recall_compares_equal_parameters_and_goes_on():
     base = parameter_count(recall.MIXERS["topological"])
     for mixer, spec in recall.MIXERS.items():
         assert 0.97 < parameter_count(spec) / base < 1.03, mixer
-    config = replace(recall.CONFIG, steps=2, batch=1)
+    config = replace(recall.CONFIG, steps=2, batch=1, compiled=False)
     wanted = Namespace(tasks=["mqar"], mixers=["mingru"], seeds=[0, 1], distances=[16], examples=1)
     waiting = list(recall._waiting([], wanted, config))
     assert [config.seed for _, _, config in waiting] == [0, 1]

@@ -265,7 +265,7 @@ def test_muon_evens_out_singular_values(shape, dtype):
     found = np.asarray(optimizer.orthogonalise(jnp, jnp.asarray(matrix), dtype))
     singular = np.linalg.svd(found, compute_uv=False)
     assert found.dtype == np.float32
-    assert singular.min() > 0.6 and singular.max() < 1.3
+    assert singular.min() > 0.6 and singular.max() < 1.25
     assert np.sum(found * (left @ right)) / np.linalg.norm(found) / np.linalg.norm(left) > 0.97
 
 
