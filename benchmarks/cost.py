@@ -237,7 +237,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--only", nargs="*", default=[], choices=list(SYSTEMS), metavar="SYSTEM")
-    parser.add_argument("--kinds", nargs="+", default=list(LENGTHS), choices=list(LENGTHS))
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(LENGTHS), choices=list(LENGTHS), help="default: all"
+    )
     parser.add_argument("--longest", type=int, default=10**9, help="skip lengths above this")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "SYSTEM", "LENGTH"), help="inner call")

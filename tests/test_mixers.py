@@ -28,7 +28,7 @@ CAUSAL = {name: replace(BASE, mixer=name) for name in MIXERS if name != "seed-le
     "no short convolution": replace(BASE, short=False),
     "stride": replace(BASE, stride=4),
     "GPT-2": replace(BASE, mixer="gpt2"),
-    "mixed": replace(BASE, mixer="topological,attention", context=16),
+    "hybrid": replace(BASE, mixer="beam,attention", rotation=False, context=16),
 }
 LENGTH = 75  # past the context, and no whole number of chunks or blocks
 PLACE = 42  # of the byte that changes: within a chunk, a block and a stride

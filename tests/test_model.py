@@ -180,7 +180,8 @@ def test_extreme_angles_stay_finite(values, tokens):
 
 def test_reference_shape():
     spec = PRESETS["shakespeare"]
-    assert abs(parameter_count(spec) - 13_600_000) <= 100_000
+    for name in ("shakespeare", "matrix", "hybrid"):
+        assert abs(parameter_count(PRESETS[name]) - 13_600_000) <= 100_000, name
     assert 4 * parameter_count(spec) + 65_536 <= 56_000_000  # fp32 file, header included
     made = model.initialise(SPEC, 0)
     check_weights(SPEC, made, "initialise")

@@ -269,6 +269,17 @@ def test_muon_evens_out_singular_values(shape, dtype):
     assert np.sum(found * (left @ right)) / np.linalg.norm(found) / np.linalg.norm(left) > 0.97
 
 
+def test_muon_in_stages_is_muon():
+    matrix = wide = np.random.default_rng(0).standard_normal((32, 80))
+    wide = wide / np.linalg.norm(wide)
+    a, b, c = optimizer.NEWTON_SCHULZ
+    for _ in range(5):
+        gram = wide @ wide.T
+        wide = (a * np.eye(32) + b * gram + c * gram @ gram) @ wide
+    found = np.asarray(optimizer.orthogonalise(jnp, jnp.asarray(matrix, jnp.float32)))
+    assert np.abs(found - wide).max() < 1e-4
+
+
 def test_dropout_and_averaging_are_deterministic_and_active():
     tokens = np.random.default_rng(2).integers(0, 256, (3, 65))
     settings = {**SETTINGS, "muon_rate": 0.0, "adam_rate": 0.0}

@@ -304,6 +304,14 @@ PRESETS = {
     # The reference: 13.6M parameters.
     "shakespeare": ModelSpec(mixer="beam", rotation=False, heads=8, value_width=86),
     "matrix": ModelSpec(),  # of equal size, its state a matrix per head
+    # Of equal size, one layer attention over the 256 bytes before: for texts that are to be copied.
+    "hybrid": ModelSpec(
+        mixer="beam,beam,beam,beam,attention,beam",
+        rotation=False,
+        heads=8,
+        key_width=86,
+        value_width=86,
+    ),
     # GPT-2 Small's own shape, 124M parameters, for what it costs; its tokens are not bytes.
     "gpt2-small": ModelSpec(
         mixer=GPT2, vocabulary=50_257, width=768, layers=12, heads=12, context=1024
