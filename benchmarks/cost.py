@@ -9,6 +9,9 @@ before its first pass. decode: one byte at position n, the caches of attention f
 a block of 256 bytes there.
 PyTorch, fp32, one thread, and its own processor time, so that neighbours matter little. Out of
 memory is a result.
+
+gpu: as train, on a GPU, in bf16, of 16,384 bytes in windows of n; gpu-compiled: by torch.compile.
+Both are measured where CUDA is, and only there.
 """
 
 from __future__ import annotations
@@ -45,11 +48,17 @@ SYSTEMS = {
 }
 TRAIN_LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 POSITIONS = (100, 1000, 4000, 16_000, 100_000, 1_000_000)
-LENGTHS = {"train": TRAIN_LENGTHS, "decode": POSITIONS, "prefill": POSITIONS}
+GPU_LENGTHS = (256, 1024, 4096, 16384)
+GPU_TOKENS = max(GPU_LENGTHS)  # of a step: what eager attention at 4,096 has room for
+ON_CPU = {"train": TRAIN_LENGTHS, "decode": POSITIONS, "prefill": POSITIONS}
+ON_GPU = {"gpu": GPU_LENGTHS, "gpu-compiled": (4096,)}
+LENGTHS = ON_CPU | ON_GPU
 BLOCKS = {"decode": 1, "prefill": 256}  # bytes read at once
 REPEATS = 5
+GPU_WARM, GPU_REPEATS = 3, 10
 ENOUGH_SECONDS = 20  # of one measurement
 MEMORY_LIMIT_BYTES = 16 << 30
+GPU_CELLS = "tokens/s, and MB of memory above the weights"
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
@@ -69,17 +78,61 @@ def main() -> int:
         if (kind, system, length) not in done and length <= arguments.longest
     ]
     for kind, system, length in [] if arguments.table else jobs:
-        command = [sys.executable, __file__, "--one", kind, system, str(length)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
         found = {"kind": kind, "system": system, "length": length}
-        if run.returncode == 0:
-            found |= json.loads(run.stdout.splitlines()[-1])
-        else:
-            found["failed"] = (run.stderr.strip().splitlines() or ["killed"])[-1][:200]
+        found |= _on_gpu(*found.values()) if kind in ON_GPU else _apart(*found.values())
         results.append(append(arguments.out, found))
         print(found, file=sys.stderr)
     print(table(results), against_attention(results), sep="\n\n")
     return 0
+
+
+def _apart(kind: str, system: str, length: int) -> dict[str, Any]:
+    """A measurement in a fresh process."""
+    command = [sys.executable, __file__, "--one", kind, system, str(length)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode == 0:
+        return json.loads(run.stdout.splitlines()[-1])
+    return {"failed": (run.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+
+
+def _on_gpu(kind: str, system: str, length: int) -> dict[str, Any]:
+    """A measurement in this process: PyTorch counts a GPU's memory exactly."""
+    import torch
+
+    spec = replace(SYSTEMS[system], context=length)
+    if spec.mixer == "linformer":
+        spec = SYSTEMS[system]
+    try:
+        found = _train_on_gpu(spec, length, kind == "gpu-compiled")
+    except torch.OutOfMemoryError as error:
+        found = {"failed": str(error).splitlines()[0][:200]}
+    torch.cuda.empty_cache()
+    gpu = torch.cuda.get_device_name()
+    return {**found, "parameters": parameter_count(spec), "gpu": gpu, "torch": torch.__version__}
+
+
+def _train_on_gpu(spec: ModelSpec, length: int, compiled: bool) -> dict[str, Any]:
+    import torch
+
+    from tsm.training import model
+    from tsm.training.engine_torch import Engine
+
+    torch.compiler.reset()
+    engine = Engine(spec, dropout=0.0, bf16=True, compiled=compiled)
+    values = {n: v.requires_grad_() for n, v in engine.load(model.initialise(spec, 0)).items()}
+    tokens = torch.randint(0, 256, (GPU_TOKENS // length, length + 1), device=engine.device)
+    before, seconds = torch.cuda.memory_allocated(), []
+    for i in range(GPU_WARM + GPU_REPEATS):
+        if i == GPU_WARM:
+            torch.cuda.reset_peak_memory_stats()
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started.record()
+        torch.autograd.grad(engine.loss(values, tokens, None), list(values.values()))
+        ended.record()
+        torch.cuda.synchronize()
+        seconds.append(started.elapsed_time(ended) / 1e3)
+    peak = torch.cuda.max_memory_allocated()
+    return {"seconds": statistics.median(seconds[GPU_WARM:]), "peak_bytes": peak - before}
 
 
 def _measure(kind: str, system: str, length: int) -> dict[str, Any]:
@@ -165,6 +218,8 @@ def table(results: list[dict[str, Any]]) -> str:
         ("train", "peak_bytes", "Training: tokens/s, and MB of memory above the weights"),
         ("decode", "state_bytes", "Generating, at a position: ms a byte, and MB of state"),
         ("prefill", "peak_bytes", "Reading 256 bytes, at a position: ms, and MB beside the state"),
+        ("gpu", "peak_bytes", f"Training on a GPU: {GPU_CELLS}"),
+        ("gpu-compiled", "peak_bytes", f"Training on a GPU, by torch.compile: {GPU_CELLS}"),
     ):
         own = [r for r in results if r["kind"] == kind]
         lengths = sorted({r["length"] for r in own})
@@ -180,11 +235,12 @@ def table(results: list[dict[str, Any]]) -> str:
                     row.append("out of memory" if found else "")
                     continue
                 seconds, size = found[-1]["seconds"], found[-1][unit] / 1e6
-                shown = f"{length / seconds:,.0f}" if kind == "train" else f"{1e3 * seconds:.2f}"
+                tokens = {"train": length, **dict.fromkeys(ON_GPU, GPU_TOKENS)}.get(kind)
+                shown = f"{tokens / seconds:,.0f}" if tokens else f"{1e3 * seconds:.2f}"
                 row.append(f"{shown} ({size:,.1f})")
                 if length >= 1000:
                     points.append((length, seconds))
-            slope = f"{exponent(points):.2f}" if len(points) > 1 else ""
+            slope = f"{exponent(points):.2f}" if len(points) > 1 and kind in ON_CPU else ""
             lines.append(f"| {system} | {' | '.join(row)} | {slope} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -238,7 +294,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--only", nargs="*", default=[], choices=list(SYSTEMS), metavar="SYSTEM")
     parser.add_argument(
-        "--kinds", nargs="+", default=list(LENGTHS), choices=list(LENGTHS), help="default: all"
+        "--kinds", nargs="+", default=list(ON_CPU), choices=list(LENGTHS), help="default: of a CPU"
     )
     parser.add_argument("--longest", type=int, default=10**9, help="skip lengths above this")
     parser.add_argument("--table", action="store_true", help="only print what is there")

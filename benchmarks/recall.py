@@ -3,20 +3,23 @@
     python benchmarks/recall.py                 # goes on where it was stopped
     python benchmarks/recall.py --table         # what has been measured so far
 
-Systems are those of quality.py with 2 layers. Each is trained by the product's own step on a
-corpus of training/tasks.py long enough that no byte is seen twice, in windows of 256, so that
+Systems are those of quality.py with 2 layers. Each is trained by the product's own update in JAX
+on a corpus of training/tasks.py long enough that no byte is seen twice, in windows of 256, so that
 distances above 192 were never seen; the loss counts every byte, not the answers alone. Then it is
-evaluated, averaged weights in fp32, on examples whose seeds no corpus has. A result is a line of
-recall.jsonl: one (task, mixer, seed) at one protocol. One thread.
+evaluated, averaged weights in fp32 on the CPU, on 50 examples a distance whose seeds no corpus has.
+A result is a line of recall.jsonl: one (task, mixer, seed, rate) at one protocol.
 
-All have one peak rate, and recall is known to be sensitive to it (arXiv 2508.19029): a mixer that
-fails here may succeed at another --rate, whose results stand beside these.
+Recall is known to be sensitive to the rate (arXiv 2508.19029): every system is trained at the same
+peaks with every seed, and the table has the peak with the most bytes right at the distances of the
+corpus. All runs of a mixer are one program (vmap), made for a GPU; a CPU takes hours.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import functools
+import multiprocessing
+import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -24,19 +27,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import torch
 from quality import ADAM_FRACTION, AVERAGE_DECAY, DECAY, SEEDS, SYSTEMS, TOKENS, WARMUP, WINDOW
 from results import append, read
 from rich.progress import track
 
-from tsm.training import model, tasks
-from tsm.training.data import Corpus, DataError
-from tsm.training.engine_torch import Engine
+from tsm.training import data, model, tasks
+from tsm.training.data import DataError
+from tsm.training.engine_jax import Engine
 from tsm.training.evaluate import DISTANCES, EXAMPLES, recall, weights_scorer
-from tsm.training.spec import parameter_count
+from tsm.training.spec import ModelSpec, parameter_count
 from tsm.training.tasks import TASKS, evaluation_examples
-from tsm.training.train import RunError, TrainConfig, advance, check, fresh, scheduled
+from tsm.training.train import RunError, TrainConfig, check, scheduled
 
 LAYERS = 2  # the fewest that can make an induction head (Olsson et al., 2022, arXiv 2209.11895)
 COMPARED = (
@@ -51,28 +55,27 @@ COMPARED = (
 HYBRID = "beam,attention"  # the last layer is attention over the 256 bytes before
 MIXERS = {SYSTEMS[name].mixer: replace(SYSTEMS[name], layers=LAYERS) for name in COMPARED}
 MIXERS[HYBRID] = replace(SYSTEMS["TSM"], layers=LAYERS, mixer=HYBRID)
+RATES = (0.01, 0.02, 0.04)  # peaks, of Muon
 # preset: a name of train.py's own table, which the specs here take the place of.
 CONFIG = TrainConfig(
-    steps=3000,  # attention finds MQAR between 1,800 and 2,200
+    engine="jax",
+    steps=3000,  # attention finds mqar between 1,800 and 2,200
     batch=TOKENS // WINDOW,
     window=WINDOW,
-    adam_rate=ADAM_FRACTION * TrainConfig.muon_rate,
     warmup_steps=WARMUP,
     decay_fraction=DECAY,
     weight_decay=0.1,
     dropout=0.0,  # nothing is seen twice
     average_decay=AVERAGE_DECAY,
-    precision="bf16",
-    compiled=True,
+    precision="fp32",  # a GPU's products of fp32 are in tf32
 )
+TOGETHER = 100  # updates that wait in JAX's queue
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
 def main() -> int:
     arguments = _parse()
-    torch.set_num_threads(1)
-    rates = {"muon_rate": arguments.rate, "adam_rate": ADAM_FRACTION * arguments.rate}
-    config = replace(CONFIG, steps=arguments.steps, **rates)
+    config = replace(CONFIG, steps=arguments.steps)
     results = read(arguments.out)
     try:
         check(config)
@@ -80,9 +83,11 @@ def main() -> int:
             for task in arguments.tasks:  # before hours of training, not after
                 for distance in arguments.distances:
                     evaluation_examples(task, distance, 1)
-            for task, mixer, wanted in list(_waiting(results, arguments, config)):
-                found = measure(task, mixer, wanted, arguments.distances, arguments.examples)
-                results.append(append(arguments.out, found))
+            for mixer in arguments.mixers:
+                runs = list(_waiting(results, arguments, mixer, config))
+                if runs:
+                    for found in measure(mixer, runs, arguments.distances, arguments.examples):
+                        results.append(append(arguments.out, found))
     except (DataError, OSError, RunError) as error:
         print(f"recall: {error}", file=sys.stderr)
         return 2
@@ -93,69 +98,113 @@ def main() -> int:
 
 
 def _waiting(
-    results: list[dict[str, Any]], arguments: argparse.Namespace, config: TrainConfig
-) -> Iterator[tuple[str, str, TrainConfig]]:
-    """Every seed's runs come before the next seed's."""
+    results: list[dict[str, Any]], arguments: argparse.Namespace, mixer: str, config: TrainConfig
+) -> Iterator[tuple[str, TrainConfig]]:
     names = ("task", "mixer", "config", "examples", "distances")
     done = [tuple(r[name] for name in names) for r in results]
     how = arguments.examples, arguments.distances
-    for seed in arguments.seeds:
-        wanted = replace(config, seed=seed)
-        for task in arguments.tasks:
-            for mixer in arguments.mixers:
+    for task in arguments.tasks:
+        for seed in arguments.seeds:
+            for rate in arguments.rates:
+                rates = {"muon_rate": rate, "adam_rate": ADAM_FRACTION * rate}
+                wanted = replace(config, seed=seed, **rates)
                 if (task, mixer, asdict(wanted), *how) not in done:
-                    yield task, mixer, wanted
+                    yield task, wanted
 
 
 def measure(
-    task: str, mixer: str, config: TrainConfig, distances: list[int], examples: int
-) -> dict[str, Any]:
-    """A model trained and evaluated; no rows of one that diverged."""
-    spec = MIXERS[mixer]
+    mixer: str, runs: list[tuple[str, TrainConfig]], distances: list[int], examples: int
+) -> Iterator[dict[str, Any]]:
+    """Models trained together and evaluated; no rows of one that diverged."""
+    spec, config = MIXERS[mixer], runs[0][1]
     # One window more than the updates take, as each epoch of data.batch begins at an offset.
     size = (config.steps * config.batch + 1) * config.window + 1
-    data = np.frombuffer(tasks.corpus(task, size, config.seed), np.uint8)
-    corpus = Corpus(Path(task), data, data[:0])
-    bf16 = config.precision == "bf16"
-    engine, schedule = Engine(spec, config.dropout, bf16, config.compiled), scheduled(config)
-    run = fresh(engine, schedule, model.initialise(spec, config.seed))
-    rows = []
-    for _ in track(range(config.steps), f"{task}, {mixer}, seed {config.seed}"):
-        loss, norm = advance(engine, run, schedule, config, corpus)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            break
-    else:
-        score = weights_scorer(spec, engine.save(run.average))
-        rows = recall(score, task, distances, examples)["distances"]
-    return {
-        "task": task,
-        "mixer": mixer,
-        "seed": config.seed,
-        "examples": examples,
-        "parameters": parameter_count(spec),
-        "distances": distances,
-        "rows": rows,
-        "spec": asdict(spec),
-        "config": asdict(config),
-    }
+    texts = [_corpus(task, size, c.seed) for task, c in runs]
+    averages, finite = train(spec, [c for _, c in runs], texts, f"{mixer}, {len(runs)} runs")
+    jobs = []
+    for i, (task, _) in enumerate(runs):
+        weights = {name: value[i] for name, value in averages.items()}
+        jobs.append((spec, weights, task, distances if finite[i] else [], examples))
+    with multiprocessing.get_context("spawn").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
+        for (task, config), rows in zip(runs, pool.imap(_rows, jobs), strict=True):
+            yield {
+                "task": task,
+                "mixer": mixer,
+                "seed": config.seed,
+                "examples": examples,
+                "parameters": parameter_count(spec),
+                "distances": distances,
+                "rows": rows,
+                "spec": asdict(spec),
+                "config": asdict(config),
+                "trained_on": jax.devices()[0].device_kind,
+            }
+
+
+@functools.cache
+def _corpus(task: str, size: int, seed: int) -> np.ndarray:
+    return np.frombuffer(tasks.corpus(task, size, seed), np.uint8)
+
+
+def _rows(job: tuple[ModelSpec, dict[str, np.ndarray], str, list[int], int]) -> list[Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    spec, weights, task, distances, examples = job
+    return recall(weights_scorer(spec, weights), task, distances, examples)["distances"]
+
+
+def train(
+    spec: ModelSpec, configs: list[TrainConfig], texts: list[np.ndarray], name: str
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Averaged weights of every run, (runs, ...) each, and which of them stayed finite. Runs differ
+    in their texts, of one length, and in their seeds and rates alone."""
+    config, bf16 = configs[0], configs[0].precision == "bf16"
+    engine, schedule = Engine(spec, 0.0, bf16, compiled=True), scheduled(config)
+    made = [model.initialise(spec, c.seed) for c in configs]
+    weights = {n: jnp.array(np.stack([one[n] for one in made])) for n in made[0]}
+    average = {n: jnp.array(w) for n, w in weights.items()}
+    state = engine.optimizer_state(weights)  # zeros
+    rates = {n: jnp.array([getattr(c, n) for c in configs]) for n in ("muon_rate", "adam_rate")}
+    same = {"weight_decay": config.weight_decay, "clip": config.clip}
+    axes = {"step": None, **dict.fromkeys(rates, 0), **dict.fromkeys(same)}
+    step = jax.jit(
+        jax.vmap(engine.pure_step, in_axes=(0, 0, 0, 0, None, axes, None)),
+        donate_argnums=(0, 1, 2),
+    )
+    finite = jnp.ones(len(configs), bool)
+    for i in track(range(config.steps), name):
+        tokens = [
+            data.batch(text, c.seed, i, config.batch, config.window)
+            for c, text in zip(configs, texts, strict=True)
+        ]
+        fraction = schedule.fraction(i, schedule.initial_memory())
+        settings = {"step": i, **{n: r * fraction for n, r in rates.items()}, **same}
+        weights, state, average, loss, norm = step(
+            weights, state, average, np.stack(tokens), 0, settings, schedule.kept(i)
+        )
+        finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
+        if i % TOGETHER == 0:
+            jax.block_until_ready(finite)
+    return engine.save(average), np.array(finite)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Accuracy, and in brackets the part of answer bytes that are right: means over the
-    seeds that did not diverge."""
+    """Accuracy, and in brackets the part of answer bytes that are right: means over the seeds that
+    did not diverge, at the best peak."""
     distances = sorted({row["distance"] for r in results for row in r["rows"]})
-    names = ["task", "mixer", "parameters", "updates", "rate", "examples", "seeds"]
-    names += map(str, distances)
+    names = ["task", "mixer", "parameters", "updates", "peak", "seeds", *map(str, distances)]
     lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
-    groups: dict[tuple, list[dict[str, Any]]] = {}
+    groups: dict[tuple, dict[float, list[dict[str, Any]]]] = {}
     for r in results:
-        config = r["config"]
-        protocol = r["parameters"], config["steps"], config["muon_rate"], r["examples"]
-        groups.setdefault((r["task"], r["mixer"], *protocol), []).append(r)
-    for key, group in sorted(groups.items()):
+        key = r["task"], r["mixer"], r["parameters"], r["config"]["steps"]
+        groups.setdefault(key, {}).setdefault(r["config"]["muon_rate"], []).append(r)
+    for key, peaks in sorted(groups.items()):
+        peak = max(peaks, key=lambda rate: _bytes_right(peaks[rate]))
+        group = peaks[peak]
         diverged = sum(not r["rows"] for r in group)
         seeds = f"{len(group)}, {diverged} diverged" if diverged else str(len(group))
-        cells = [*map(str, key), seeds]
+        cells = [*map(str, key), str(peak), seeds]
         for distance in distances:
             rows = [row for r in group for row in r["rows"] if row["distance"] == distance]
             means = [
@@ -167,6 +216,16 @@ def table(results: list[dict[str, Any]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     chances = [f"{name} {1 / task.alphabet:.3f}" for name, task in TASKS.items()]
     return "\n".join([*lines, "", f"Chance, of an answer byte: {', '.join(chances)}."])
+
+
+def _bytes_right(group: list[dict[str, Any]]) -> float:
+    """Of the answers' bytes at the distances of the corpus, the mean; none of a diverged run."""
+    return statistics.mean(
+        statistics.mean(
+            [x["byte_accuracy"] for x in r["rows"] if x["distance"] <= tasks.LONGEST] or [0.0]
+        )
+        for r in group
+    )
 
 
 def _parse() -> argparse.Namespace:
@@ -183,9 +242,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--steps", type=int, default=CONFIG.steps, help="default: %(default)s")
-    parser.add_argument(
-        "--rate", type=float, default=CONFIG.muon_rate, help="peak, of Muon (default: %(default)s)"
-    )
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--distances", type=int, nargs="+", default=list(DISTANCES))
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="default: %(default)s")
     parser.add_argument("--table", action="store_true", help="only print what is there")

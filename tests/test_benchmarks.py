@@ -8,6 +8,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +20,10 @@ import quality  # noqa: E402
 import recall  # noqa: E402
 from results import append, read  # noqa: E402
 
+from tsm.training import engine_jax, model  # noqa: E402
+from tsm.training.data import Corpus  # noqa: E402
 from tsm.training.spec import parameter_count  # noqa: E402
+from tsm.training.train import advance, fresh, scheduled  # noqa: E402
 
 
 def test_the_exponent_is_that_of_a_power():
@@ -38,15 +42,46 @@ def test_recall_compares_equal_parameters_and_goes_on():
     base = parameter_count(recall.MIXERS["topological"])
     for mixer, spec in recall.MIXERS.items():
         assert 0.97 < parameter_count(spec) / base < 1.03, mixer
-    config = replace(recall.CONFIG, steps=2, batch=1, compiled=False)
-    wanted = Namespace(tasks=["mqar"], mixers=["mingru"], seeds=[0, 1], distances=[16], examples=1)
-    waiting = list(recall._waiting([], wanted, config))
-    assert [config.seed for _, _, config in waiting] == [0, 1]
-    found = json.loads(json.dumps(recall.measure(*waiting[0], [16], 1)))
-    assert list(recall._waiting([found], wanted, config)) == waiting[1:]
-    (row,) = found["rows"]
-    assert row["distance"] == 16 and f"({row['byte_accuracy']:.2f})" in recall.table([found])
-    assert "1, 1 diverged" in recall.table([found | {"rows": []}])
+    config = replace(recall.CONFIG, steps=2, batch=1)
+    wanted = Namespace(tasks=["mqar"], seeds=[0, 1], rates=[0.02], distances=[16], examples=1)
+    waiting = list(recall._waiting([], wanted, "mingru", config))
+    assert [config.seed for _, config in waiting] == [0, 1]
+    found = list(recall.measure("mingru", waiting, [16], 1))
+    found = json.loads(json.dumps(found))
+    assert not list(recall._waiting(found, wanted, "mingru", config))
+    assert list(recall._waiting(found[:1], wanted, "mingru", config)) == waiting[1:]
+    (row,) = found[0]["rows"]
+    assert row["distance"] == 16 and f"({row['byte_accuracy']:.2f})" in recall.table(found[:1])
+    assert "2, 1 diverged" in recall.table([found[0], found[1] | {"rows": []}])
+
+
+def test_runs_trained_together_are_those_trained_alone():
+    """By the product's own loop; and a run that diverges takes no other with it."""
+    spec = recall.MIXERS["beam"]
+    config = replace(recall.CONFIG, steps=3, batch=2, window=32, muon_rate=0.02, adam_rate=0.003)
+    text = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
+    bad = replace(config, seed=2, adam_rate=np.inf)
+    configs = [config, replace(config, seed=1, muon_rate=0.01), bad]
+    together, finite = recall.train(spec, configs, [text] * 3, "")
+    assert finite.tolist() == [True, True, False]
+    for i, config in enumerate(configs[:2]):
+        engine, schedule = engine_jax.Engine(spec, 0.0, False, True), scheduled(config)
+        run = fresh(engine, schedule, model.initialise(spec, config.seed))
+        for _ in range(config.steps):
+            advance(engine, run, schedule, config, Corpus(Path(), text, text))
+        for name, alone in engine.save(run.average).items():
+            assert np.abs(together[name][i] - alone).max() < 2e-4, name
+
+
+def test_the_table_of_recall_has_the_best_peak():
+    def result(rate, seed, right):
+        rows = [{"distance": d, "accuracy": 0.5, "byte_accuracy": right} for d in (16, 1024)]
+        config = {"steps": 3, "muon_rate": rate, "seed": seed}
+        return {"task": "mqar", "mixer": "beam", "parameters": 9, "config": config, "rows": rows}
+
+    found = [result(0.01, 0, 0.4), result(0.02, 0, 0.9), result(0.02, 1, 0.7)]
+    table = recall.table(found)
+    assert "| mqar | beam | 9 | 3 | 0.02 | 2 | 0.50 (0.80) |" in table and "0.01" not in table
 
 
 def test_each_system_is_tuned_before_its_other_seeds_run():

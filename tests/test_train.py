@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import array_api_compat.numpy as np_xp
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -145,6 +146,53 @@ def test_a_run_goes_on_from_a_model(tmp_path, corpus):
     assert record["step"] == 26 and "start_sha256" in record
 
 
+def test_a_student_learns_its_teachers_mean():
+    """Of two teachers that it begins between, whose mean it comes to, and not the bytes."""
+    random = np.random.default_rng(4)
+    tokens = random.integers(0, 256, (3, 65))
+    values = model.initialise(SPEC, 0)
+    teachers = []
+    for sign in (1, -1):
+        lean = sign * np.outer(np.linspace(-1, 1, 256), np.ones(SPEC.width, np.float32))
+        teachers.append((SPEC, {**values, "head": lean.astype(np.float32)}))
+    probabilities = []
+    for _, weights in teachers:
+        state = model.initial_state(np_xp, SPEC, 3, cached=0)
+        logits, _ = model.forward(np_xp, SPEC, weights, tokens[:, :-1], state)
+        probabilities.append(model.probabilities(np_xp, logits))
+    mean = np.mean(probabilities, axis=0)
+    entropy = -np.sum(mean * np.log(mean), axis=-1).mean()
+    logits = np.log(
+        mean
+    )  # a model that is the mean has no less to lose, and no other has as little
+    assert model.distillation_loss(np_xp, logits, mean).mean() == pytest.approx(entropy, rel=1e-6)
+    for library in (engine_torch, engine_jax):
+        engine = library.Engine(SPEC, 0.0, bf16=False, compiled=False, teachers=teachers)
+        weights, average = engine.load(values), engine.load(values)
+        state, losses = engine.optimizer_state(weights), []
+        for step in range(30):
+            settings = {**SETTINGS, "step": step}
+            weights, state, average, loss, _ = engine.step(
+                weights, state, average, tokens, 0, settings, 0.5
+            )
+            losses.append(loss)
+        assert entropy < losses[-1] < losses[0]
+        assert losses[-1] - entropy < 0.3 * (losses[0] - entropy)
+
+
+def test_a_run_with_teachers_goes_on_with_the_same(tmp_path, corpus):
+    subprocess.run(command(corpus, tmp_path / "first", "torch"), check=True)
+    path = tmp_path / "first" / "model.safetensors"
+    taught = command(corpus, tmp_path / "second", "torch", "--teachers", f"{path},{path}")
+    subprocess.run(taught, check=True)
+    record = json.loads((tmp_path / "second" / "model.json").read_text())
+    assert record["teachers_sha256"] == [sha256(path)] * 2
+    assert finish([*taught, "--steps", "26"]).returncode == 0
+    subprocess.run(command(corpus, tmp_path / "first", "torch", "--steps", "26"), check=True)
+    other = finish([*taught, "--steps", "28"])
+    assert other.returncode == 2 and "was started with teachers_sha256" in other.stderr
+
+
 def test_ctrl_c_keeps_the_run(tmp_path, corpus):
     arguments = command(corpus, tmp_path, "torch", "--steps", "100000")
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
@@ -190,6 +238,10 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
         (["--muon-rate", "nan"], "--muon-rate nan: wanted 0 or more"),
         (["--schedule", "steep"], "--schedule: invalid choice: 'steep'"),
         (["--start", "/nowhere"], "/nowhere: no such file, wanted a safetensors file"),
+        (
+            ["--teachers", f"{SHIPPED},/nowhere"],
+            "/nowhere: no such file, wanted a safetensors file",
+        ),
         (["--start", str(SHIPPED)], "its mixer is beam, preset tiny wants topological"),
         (["--window", "1000000"], "wanted at least 10000010"),
     ],
@@ -201,13 +253,15 @@ def test_bad_input_is_one_line(tmp_path, corpus, arguments, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_both_engines_make_the_same_step():
+@pytest.mark.parametrize("teachers", [0, 2])
+def test_both_engines_make_the_same_step(teachers):
     values = noisy_weights()
+    taught = [(SPEC, model.initialise(SPEC, seed)) for seed in range(1, 1 + teachers)]
     tokens = np.random.default_rng(2).integers(0, 256, (3, 65))
     settings = {**SETTINGS, "step": 3}
     results = []
     for library in (engine_torch, engine_jax):
-        engine = library.Engine(SPEC, 0.0, bf16=False, compiled=False)
+        engine = library.Engine(SPEC, 0.0, bf16=False, compiled=False, teachers=taught)
         weights, average = engine.load(values), engine.load(values)
         state = engine.optimizer_state(weights)
         weights, state, average, loss, norm = engine.step(

@@ -68,7 +68,7 @@ def batch(
     return np.stack(rows).astype(np.int64)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _epoch(seed: int, epoch: int, count: int, window: int, length: int) -> tuple[np.ndarray, int]:
     random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     return random.permutation(count), int(random.integers(length - count * window))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,13 +18,23 @@ def bf16_is_fast() -> bool:
 
 
 class Engine:
-    def __init__(self, spec: ModelSpec, dropout: float, bf16: bool, compiled: bool) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        dropout: float,
+        bf16: bool,
+        compiled: bool,
+        teachers: Sequence[tuple[ModelSpec, dict[str, np.ndarray]]] = (),
+    ) -> None:
+        """As engine_torch.Engine."""
         self.spec, self.dropout = spec, dropout
         self.dtype = jnp.bfloat16 if bf16 else jnp.float32
         self.muon_dtype = jnp.bfloat16 if bf16 else None
         # Always compiled, whatever `compiled` says: op by op JAX is of no use in training.
-        self._step = jax.jit(self._plain_step, donate_argnums=(0, 1, 2))
+        self._step = jax.jit(self.pure_step, donate_argnums=(0, 1, 2))
         self._losses = jax.jit(self._plain_losses)
+        self.teacher_specs = [spec for spec, _ in teachers]
+        self.teachers = [self._cast(self.load(arrays)) for _, arrays in teachers]
 
     def load(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         return {n: jnp.array(a) for n, a in arrays.items()}
@@ -34,9 +45,19 @@ class Engine:
     def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:
         return optimizer.initial_state(jnp, self.spec, values)
 
-    def _logits(self, values: dict[str, Any], tokens: Any, key: Any) -> Any:
-        state = model.initial_state(jnp, self.spec, tokens.shape[0], cached=0)
-        return model.forward(jnp, self.spec, values, tokens, state, self._drop(key))[0]
+    def _cast(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {n: v.astype(self.dtype) for n, v in values.items()}
+
+    def _logits(self, spec: ModelSpec, values: dict[str, Any], tokens: Any, key: Any = None) -> Any:
+        state = model.initial_state(jnp, spec, tokens.shape[0], cached=0)
+        logits = model.forward(jnp, spec, values, tokens, state, self._drop(key))[0]
+        return logits.astype(jnp.float32)
+
+    def _taught(self, teachers: Any, tokens: Any) -> Any:
+        """As engine_torch.Engine's."""
+        pairs = zip(self.teacher_specs, teachers, strict=True)
+        logits = [self._logits(*teacher, tokens[:, :-1]) for teacher in pairs]
+        return sum(model.probabilities(jnp, x) for x in logits) / len(logits)
 
     def _drop(self, key: Any) -> Any:
         if key is None or not self.dropout:
@@ -49,7 +70,7 @@ class Engine:
 
         return drop
 
-    def _plain_step(
+    def pure_step(
         self,
         values: dict[str, Any],
         state: dict[str, Any],
@@ -59,11 +80,17 @@ class Engine:
         settings: dict[str, Any],
         average_decay: Any,
         toward_average: Any = 0.0,
+        teachers: Any = (),
     ) -> tuple[Any, ...]:
+        """As `step`, to be transformed: arrays in, arrays out."""
+        taught = self._taught(teachers, tokens) if teachers else None
+
         def mean_loss(values: dict[str, Any]) -> Any:
-            cast = {n: v.astype(self.dtype) for n, v in values.items()}
-            logits = self._logits(cast, tokens[:, :-1], jax.random.PRNGKey(seed))
-            return model.loss(jnp, logits.astype(jnp.float32), tokens[:, 1:]).mean()
+            key = jax.random.PRNGKey(seed)
+            logits = self._logits(self.spec, self._cast(values), tokens[:, :-1], key)
+            if taught is not None:
+                return model.distillation_loss(jnp, logits, taught).mean()
+            return model.loss(jnp, logits, tokens[:, 1:]).mean()
 
         points = {n: v + toward_average * (average[n] - v) for n, v in values.items()}
         loss, gradients = jax.value_and_grad(mean_loss)(points)
@@ -75,11 +102,13 @@ class Engine:
 
     def step(self, values: Any, state: Any, average: Any, tokens: Any, *rest: Any) -> Any:
         """As engine_torch.Engine.step; the arrays passed in are given up."""
-        *made, loss, norm = self._step(values, state, average, jnp.asarray(tokens), *rest)
+        *made, loss, norm = self._step(
+            values, state, average, jnp.asarray(tokens), *rest, teachers=self.teachers
+        )
         return *made, float(loss), float(norm)
 
     def _plain_losses(self, values: dict[str, Any], tokens: Any) -> Any:
-        return model.loss(jnp, self._logits(values, tokens[:, :-1], None), tokens[:, 1:])
+        return model.loss(jnp, self._logits(self.spec, values, tokens[:, :-1]), tokens[:, 1:])
 
     def losses(self, values: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
         """Nats of each target of windows (rows, L+1): (rows, L)."""

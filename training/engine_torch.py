@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -33,7 +34,16 @@ def bf16_is_fast() -> bool:
 
 
 class Engine:
-    def __init__(self, spec: ModelSpec, dropout: float, bf16: bool, compiled: bool) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        dropout: float,
+        bf16: bool,
+        compiled: bool,
+        teachers: Sequence[tuple[ModelSpec, dict[str, np.ndarray]]] = (),
+    ) -> None:
+        """teachers: models whose mean probabilities are to be learned in place of the text's
+        bytes."""
         _keep_pages()
         self.spec, self.dropout = spec, dropout
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,6 +51,8 @@ class Engine:
         self.muon_dtype = torch.bfloat16 if bf16 else None
         self.cast = torch.autocast(self.device, torch.bfloat16, enabled=bf16)
         self.loss = torch.compile(self._loss) if compiled else self._loss
+        self.taught = torch.compile(self._taught) if compiled else self._taught
+        self.teachers = [(spec, self.load(arrays)) for spec, arrays in teachers]
         # Its tracer warns of array-api-compat's cached look-ups, which are pure.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools")
 
@@ -53,13 +65,23 @@ class Engine:
     def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:
         return optimizer.initial_state(xp, self.spec, values)
 
-    def _logits(self, values: dict[str, Any], tokens: Any, drop: Any = lambda x: x) -> Any:
-        state = model.initial_state(xp, self.spec, tokens.shape[0], cached=0)
+    def _logits(
+        self, spec: ModelSpec, values: dict[str, Any], tokens: Any, drop: Any = lambda x: x
+    ) -> Any:
+        state = model.initial_state(xp, spec, tokens.shape[0], cached=0)
         state = {name: part.to(self.device) for name, part in state.items()}
-        return model.forward(xp, self.spec, values, tokens, state, drop)[0]
+        return model.forward(xp, spec, values, tokens, state, drop)[0]
 
-    def _loss(self, values: dict[str, Any], tokens: Any, noise: Any) -> Any:
-        """Mean nats; noise: random bytes (dropped activations, B, L, D), or None."""
+    @torch.no_grad()
+    def _taught(self, tokens: Any) -> Any:
+        """The teachers' mean probabilities of the byte after each token: (B, L, vocabulary)."""
+        with self.cast:
+            logits = [self._logits(*teacher, tokens[:, :-1]) for teacher in self.teachers]
+        return sum(model.probabilities(xp, x.float()) for x in logits) / len(logits)
+
+    def _loss(self, values: dict[str, Any], tokens: Any, noise: Any, taught: Any = None) -> Any:
+        """Mean nats; noise: random bytes (dropped activations, B, L, D), or None; taught: what is
+        to be learned in place of the bytes, or None."""
         left = iter(() if noise is None else noise.unbind())
         dropped = round(256 * self.dropout)  # of the 256 values of a byte
 
@@ -67,8 +89,10 @@ class Engine:
             return x if noise is None else x * ((next(left) >= dropped) * (256 / (256 - dropped)))
 
         with self.cast:
-            logits = self._logits(values, tokens[:, :-1], drop)
-        return model.loss(xp, logits.float(), tokens[:, 1:]).mean()
+            logits = self._logits(self.spec, values, tokens[:, :-1], drop).float()
+        if taught is not None:
+            return model.distillation_loss(xp, logits, taught).mean()
+        return model.loss(xp, logits, tokens[:, 1:]).mean()
 
     def _noise(self, rows: int, length: int) -> Any:
         """Bytes for every dropout of a step at once, eight a draw: drawn one activation at a time
@@ -96,7 +120,8 @@ class Engine:
         points = {n: v.lerp(average[n], toward_average).requires_grad_() for n, v in values.items()}
         inputs = torch.as_tensor(tokens, device=self.device)
         noise = self._noise(len(tokens), tokens.shape[1] - 1) if self.dropout else None
-        loss = self.loss(points, inputs, noise)
+        taught = self.taught(inputs) if self.teachers else None
+        loss = self.loss(points, inputs, noise, taught)
         gradients = torch.autograd.grad(loss, list(points.values()))
         with torch.no_grad():
             named = dict(zip(points, gradients, strict=True))
@@ -110,5 +135,5 @@ class Engine:
     def losses(self, values: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
         """Nats of each target of windows (rows, L+1): (rows, L)."""
         inputs = torch.as_tensor(tokens, device=self.device)
-        logits = self._logits(values, inputs[:, :-1])
+        logits = self._logits(self.spec, values, inputs[:, :-1])
         return model.loss(xp, logits, inputs[:, 1:]).cpu().numpy()

@@ -123,3 +123,21 @@ def loss(
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)
     chosen = xp.take_along_axis(shifted, xp.expand_dims(targets, axis=-1), axis=-1)[..., 0]
     return xp.log(xp.sum(xp.exp(shifted), axis=-1)) - chosen
+
+
+def probabilities(
+    xp: Any, logits: Float[Array, "B L vocabulary"]
+) -> Float[Array, "B L vocabulary"]:
+    mass = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    return mass / xp.sum(mass, axis=-1, keepdims=True)
+
+
+def distillation_loss(
+    xp: Any,
+    logits: Float[Array, "B L vocabulary"],
+    wanted: Float[Array, "B L vocabulary"],
+) -> Float[Array, "B L"]:
+    """Cross-entropy with the probabilities `wanted`, in nats (Hinton et al., 2015, arXiv
+    1503.02531, at temperature 1)."""
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return xp.log(xp.sum(xp.exp(shifted), axis=-1)) - xp.sum(wanted * shifted, axis=-1)

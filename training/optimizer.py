@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from array_api_compat import device
+
 from tsm.training.spec import ModelSpec, weights
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Muon's quintic: steep at 0, within 0.7..1.2 after 5
@@ -40,7 +42,7 @@ def orthogonalise(xp: Any, matrix: Any, dtype: Any = None) -> Any:
     wide = xp.matrix_transpose(matrix) if tall else matrix
     wide = wide / (xp.sqrt(xp.sum(wide * wide)) + 1e-7)
     wide = xp.astype(wide, dtype or matrix.dtype)
-    identity = xp.eye(wide.shape[0], dtype=wide.dtype)
+    identity = xp.eye(wide.shape[0], dtype=wide.dtype, device=device(wide))
     a, b, c = NEWTON_SCHULZ
     for rounds in NEWTON_SCHULZ_ROUNDS:
         gram, total = wide @ xp.matrix_transpose(wide), identity

@@ -36,6 +36,7 @@ from tsm.training.schedule import SCHEDULES, Memory, Schedule
 from tsm.training.spec import PRESETS, ModelSpec, SpecError, parameter_count
 
 Arrays = dict[str, np.ndarray]
+Models = list[tuple[ModelSpec, Arrays]]
 
 CHECKPOINT = "checkpoint.safetensors"  # in the run's folder
 FREE_TO_CHANGE = ("steps", "decay_fraction", "eval_every", "checkpoint_every")  # on resume
@@ -47,6 +48,7 @@ class TrainConfig:
 
     preset: str = "shakespeare"
     start: str = ""  # a model.safetensors to go on from; else random weights
+    teachers: str = ""  # model.safetensors, a comma between: their probabilities are learned
     engine: str = "torch"
     schedule: str = "wsd"  # of the rates: training/schedule.py
     steps: int = 3000
@@ -94,9 +96,10 @@ def main(argv: list[str] | None = None) -> int:
         check(config)
         corpus = open_corpus(arguments.data, config.window, arguments.download)
         initial = {} if (out / CHECKPOINT).exists() else initial_weights(config)
+        teachers = load_teachers(config)
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / "lock", timeout=0):  # let go by the system, however the process ends
-            return _train(config, corpus, initial, out, Console(stderr=True))
+            return _train(config, corpus, initial, teachers, out, Console(stderr=True))
     except Timeout:
         print(f"train: {out}: another training is writing there, wanted one", file=sys.stderr)
     except (DataError, RunError, SpecError) as error:
@@ -107,10 +110,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(
-    config: TrainConfig, corpus: Corpus, initial: Arrays, out: Path, console: Console
+    config: TrainConfig,
+    corpus: Corpus,
+    initial: Arrays,
+    teachers: Models,
+    out: Path,
+    console: Console,
 ) -> int:
     spec = PRESETS[config.preset]
-    engine, config = _engine(config, spec)
+    engine, config = _engine(config, spec, teachers)
     record = {
         "command": " ".join(sys.argv),
         "config": dataclasses.asdict(config),
@@ -120,6 +128,8 @@ def _train(
     }
     if config.start and initial:
         record["start_sha256"] = sha256(Path(config.start))
+    if config.teachers:
+        record["teachers_sha256"] = [sha256(Path(path)) for path in config.teachers.split(",")]
     schedule = scheduled(config)
     run, seconds = _restore(out, engine, initial, schedule, record)
     log = Log(out, run.step)
@@ -207,6 +217,17 @@ def initial_weights(config: TrainConfig) -> Arrays:
                 f"preset {config.preset} wants {values[1]}"
             )
     return weights
+
+
+def load_teachers(config: TrainConfig) -> Models:
+    vocabulary, teachers = PRESETS[config.preset].vocabulary, []
+    for path in config.teachers.split(",") if config.teachers else []:
+        teachers.append(load_model(path))
+        if (found := teachers[-1][0].vocabulary) != vocabulary:
+            raise RunError(
+                f"{path}: its vocabulary is {found}, preset {config.preset} wants {vocabulary}"
+            )
+    return teachers
 
 
 def fresh(engine: Any, schedule: Schedule, initial: Arrays) -> Run:
@@ -299,8 +320,9 @@ def _restore(
     record |= {name: stored[name] for name in ("start_sha256",) if name in stored}
     # An option younger than the checkpoint had its default: defaults are what was done before.
     started = {**dataclasses.asdict(TrainConfig()), **stored["config"]}
-    for name, value in {**config, "data_sha256": record["data_sha256"]}.items():
-        found = stored["data_sha256"] if name == "data_sha256" else started[name]
+    hashes = {name: record.get(name) for name in ("data_sha256", "teachers_sha256")}
+    for name, value in {**config, **hashes}.items():
+        found = stored.get(name) if name in hashes else started[name]
         if found != value and name not in FREE_TO_CHANGE:
             raise RunError(
                 f"{out}: was started with {name} {found}, now {value}; "
@@ -332,14 +354,14 @@ def validation_windows(corpus: Corpus, config: TrainConfig) -> np.ndarray:
     return windows[np.linspace(0, len(windows) - 1, wanted).astype(int)]
 
 
-def _engine(config: TrainConfig, spec: ModelSpec) -> tuple[Any, TrainConfig]:
+def _engine(config: TrainConfig, spec: ModelSpec, teachers: Models) -> tuple[Any, TrainConfig]:
     if config.engine == "torch":
         from tsm.training import engine_torch as library
     else:
         from tsm.training import engine_jax as library
     bf16 = config.precision == "bf16" or (config.precision == "auto" and library.bf16_is_fast())
     config = dataclasses.replace(config, precision="bf16" if bf16 else "fp32")
-    return library.Engine(spec, config.dropout, bf16, config.compiled), config
+    return library.Engine(spec, config.dropout, bf16, config.compiled, teachers), config
 
 
 def check(config: TrainConfig) -> None:
@@ -368,7 +390,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "engine": ["torch", "jax"],
         "precision": ["auto", "fp32", "bf16"],
     }
-    helps = {"start": "a model.safetensors to go on from, such as the shipped one (default: none)"}
+    helps = {
+        "start": "a model.safetensors to go on from, such as the shipped one (default: none)",
+        "teachers": "several model.safetensors, a comma between: their mean probabilities are "
+        "learned in place of the text's bytes (default: none)",
+    }
     parser = _Parser(
         prog="train",
         description=__doc__,

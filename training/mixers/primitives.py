@@ -69,12 +69,11 @@ def scan(xp: Any, kept: Array, written: Array, memory: Array) -> tuple[Array, Ar
     if count >= LONG_SCAN and "torch" in sys.modules:
         import torch
 
-        # On a GPU a loop over tokens would wait for its own launches.
-        mine = isinstance(written, torch.Tensor) and written.device.type == "cpu"
-        if mine and not torch.compiler.is_exporting():
+        if isinstance(written, torch.Tensor) and not torch.compiler.is_exporting():
             from tsm.training.mixers import torch_scan
 
-            return torch_scan.scan(kept, written, memory)
+            if torch_scan.supports(written.device):
+                return torch_scan.scan(kept, written, memory)
     first = written[:, :, :1] + kept[:, :, :1] * xp.expand_dims(memory, axis=2)
     written = xp.concat([first, written[:, :, 1:]], axis=2) if count > 1 else first
     while reach < count:
