@@ -23,6 +23,6 @@ def weights_bytes(artifact: Any) -> int:
     """Of the projections' codes, which each byte takes."""
     spec = artifact.spec
     inner = spec["heads"] * spec["value_width"]
-    layer = spec["width"] * (4 * inner + 2 * spec["mlp_ratio"] * spec["width"])
+    layer = spec["width"] * (4 * inner + 2 * round(spec["mlp_ratio"] * spec["width"]))
     bits = {"int8": 8, "int4": 4}[artifact.quantization]
     return spec["layers"] * layer * bits // 8 + spec["vocabulary"] * spec["width"]

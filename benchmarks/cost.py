@@ -10,8 +10,7 @@ a block of 256 bytes there.
 PyTorch, fp32, one thread, and its own processor time, so that neighbours matter little. Out of
 memory is a result.
 
-gpu: as train, on a GPU, in bf16, of 16,384 bytes in windows of n; gpu-compiled: by torch.compile.
-Both are measured where CUDA is, and only there.
+gpu: as train, where CUDA is, in bf16, of 16,384 bytes in windows of n.
 """
 
 from __future__ import annotations
@@ -51,14 +50,12 @@ POSITIONS = (100, 1000, 4000, 16_000, 100_000, 1_000_000)
 GPU_LENGTHS = (256, 1024, 4096, 16384)
 GPU_TOKENS = max(GPU_LENGTHS)  # of a step: what eager attention at 4,096 has room for
 ON_CPU = {"train": TRAIN_LENGTHS, "decode": POSITIONS, "prefill": POSITIONS}
-ON_GPU = {"gpu": GPU_LENGTHS, "gpu-compiled": (4096,)}
-LENGTHS = ON_CPU | ON_GPU
+LENGTHS = ON_CPU | {"gpu": GPU_LENGTHS}
 BLOCKS = {"decode": 1, "prefill": 256}  # bytes read at once
 REPEATS = 5
 GPU_WARM, GPU_REPEATS = 3, 10
 ENOUGH_SECONDS = 20  # of one measurement
 MEMORY_LIMIT_BYTES = 16 << 30
-GPU_CELLS = "tokens/s, and MB of memory above the weights"
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
@@ -68,6 +65,9 @@ def main() -> int:
         kind, system, length = arguments.one
         print(json.dumps(_measure(kind, system, int(length))))
         return 0
+    if "gpu" in arguments.kinds and not arguments.table and not _gpu_is_here():
+        print("cost: no GPU that PyTorch can use, wanted one for --kinds gpu", file=sys.stderr)
+        return 2
     results = read(arguments.out)
     done = {(r["kind"], r["system"], r["length"]) for r in results}
     jobs = [
@@ -79,11 +79,17 @@ def main() -> int:
     ]
     for kind, system, length in [] if arguments.table else jobs:
         found = {"kind": kind, "system": system, "length": length}
-        found |= _on_gpu(*found.values()) if kind in ON_GPU else _apart(*found.values())
+        found |= _apart(kind, system, length) if kind in ON_CPU else _on_gpu(system, length)
         results.append(append(arguments.out, found))
         print(found, file=sys.stderr)
     print(table(results), against_attention(results), sep="\n\n")
     return 0
+
+
+def _gpu_is_here() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _apart(kind: str, system: str, length: int) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def _apart(kind: str, system: str, length: int) -> dict[str, Any]:
     return {"failed": (run.stderr.strip().splitlines() or ["killed"])[-1][:200]}
 
 
-def _on_gpu(kind: str, system: str, length: int) -> dict[str, Any]:
+def _on_gpu(system: str, length: int) -> dict[str, Any]:
     """A measurement in this process: PyTorch counts a GPU's memory exactly."""
     import torch
 
@@ -103,7 +109,7 @@ def _on_gpu(kind: str, system: str, length: int) -> dict[str, Any]:
     if spec.mixer == "linformer":
         spec = SYSTEMS[system]
     try:
-        found = _train_on_gpu(spec, length, kind == "gpu-compiled")
+        found = _train_on_gpu(spec, length)
     except torch.OutOfMemoryError as error:
         found = {"failed": str(error).splitlines()[0][:200]}
     torch.cuda.empty_cache()
@@ -111,14 +117,13 @@ def _on_gpu(kind: str, system: str, length: int) -> dict[str, Any]:
     return {**found, "parameters": parameter_count(spec), "gpu": gpu, "torch": torch.__version__}
 
 
-def _train_on_gpu(spec: ModelSpec, length: int, compiled: bool) -> dict[str, Any]:
+def _train_on_gpu(spec: ModelSpec, length: int) -> dict[str, Any]:
     import torch
 
     from tsm.training import model
     from tsm.training.engine_torch import Engine
 
-    torch.compiler.reset()
-    engine = Engine(spec, dropout=0.0, bf16=True, compiled=compiled)
+    engine = Engine(spec, dropout=0.0, bf16=True, compiled=False)
     values = {n: v.requires_grad_() for n, v in engine.load(model.initialise(spec, 0)).items()}
     tokens = torch.randint(0, 256, (GPU_TOKENS // length, length + 1), device=engine.device)
     before, seconds = torch.cuda.memory_allocated(), []
@@ -218,8 +223,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ("train", "peak_bytes", "Training: tokens/s, and MB of memory above the weights"),
         ("decode", "state_bytes", "Generating, at a position: ms a byte, and MB of state"),
         ("prefill", "peak_bytes", "Reading 256 bytes, at a position: ms, and MB beside the state"),
-        ("gpu", "peak_bytes", f"Training on a GPU: {GPU_CELLS}"),
-        ("gpu-compiled", "peak_bytes", f"Training on a GPU, by torch.compile: {GPU_CELLS}"),
+        ("gpu", "peak_bytes", "Training on a GPU: tokens/s, and MB of memory above the weights"),
     ):
         own = [r for r in results if r["kind"] == kind]
         lengths = sorted({r["length"] for r in own})
@@ -235,13 +239,14 @@ def table(results: list[dict[str, Any]]) -> str:
                     row.append("out of memory" if found else "")
                     continue
                 seconds, size = found[-1]["seconds"], found[-1][unit] / 1e6
-                tokens = {"train": length, **dict.fromkeys(ON_GPU, GPU_TOKENS)}.get(kind)
+                tokens = {"train": length, "gpu": GPU_TOKENS}.get(kind)
                 shown = f"{tokens / seconds:,.0f}" if tokens else f"{1e3 * seconds:.2f}"
                 row.append(f"{shown} ({size:,.1f})")
                 if length >= 1000:
                     points.append((length, seconds))
             slope = f"{exponent(points):.2f}" if len(points) > 1 and kind in ON_CPU else ""
-            lines.append(f"| {system} | {' | '.join(row)} | {slope} |")
+            if any(row):
+                lines.append(f"| {system} | {' | '.join(row)} | {slope} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

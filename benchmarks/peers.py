@@ -1,8 +1,8 @@
 """TSM against llama.cpp at equal parameters: decoding by position and reading a prompt, interleaved
 in one process, and how much of the machine's reading speed is reached.
 
-    python benchmarks/peers.py                   # int8 .tflite of the runtime, and int4 made of it
-    python benchmarks/peers.py --int4 mine-int4.tflite
+    python benchmarks/peers.py                   # the shipped model, silent units and all
+    python benchmarks/peers.py --int8 runtime/shakespeare-int8.tflite --int4 mine-int4.tflite
 
 llama.cpp comes as the package llama-cpp-python, compiled for this machine in a virtual environment
 of its own (build/peers, minutes); its model is a Llama of 13.7M random weights and a vocabulary of
@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "peers"
 PACKAGES = ["llama-cpp-python==0.3.36", "gguf==0.19.0"]
 WIDTH, LAYERS, HEADS, MLP_WIDTH, VOCABULARY = 384, 6, 6, 1440, 256
+KINDS = ("int8", "int4")
 POSITIONS = (100, 1000, 4000)
 PROMPT_BYTES, TURN_BYTES, ROUNDS = 1024, 64, 9
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -37,15 +38,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--int8", type=Path, default=ROOT / "runtime" / "shakespeare-int8.tflite")
-    parser.add_argument("--int4", type=Path, help="default: made by export/to_tflite.py")
+    for kind in KINDS:
+        made = "made by export/to_tflite.py --keep-silent"
+        parser.add_argument(f"--{kind}", type=Path, help=f"default: {made}")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
     arguments = parser.parse_args()
     python = BUILD / "bin" / "python"
-    if not arguments.int4:
-        arguments.int4 = BUILD.parent / "peers-int4.tflite"
-        command = [ROOT / "export" / "to_tflite.py", "--quantize", "int4", "--out", arguments.int4]
-        subprocess.run([sys.executable, *command], check=True)
+    for kind in KINDS:
+        if not getattr(arguments, kind):
+            setattr(arguments, kind, BUILD.parent / f"peers-{kind}.tflite")
+            options = ["--keep-silent", "--quantize", kind, "--out", getattr(arguments, kind)]
+            export = [sys.executable, ROOT / "export" / "to_tflite.py", *options]
+            subprocess.run(export, check=True)
     if Path(sys.prefix) != BUILD:
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", BUILD], check=True)
@@ -89,9 +93,10 @@ def compare(arguments: argparse.Namespace) -> None:
     for (name, position), passed in seconds.items():
         what = {"prompt": PROMPT_BYTES} if position < 0 else {"position": position}
         found = {"system": name, **what, "bytes_per_second": 1 / statistics.median(passed)}
+        if isinstance(systems[name], Tsm):
+            found["weights_bytes"] = systems[name].weights_bytes
         if name == "TSM int8" and position > 0:
-            weights_bytes = systems[name].weights_bytes
-            found["of_ceiling"] = weights_bytes * found["bytes_per_second"] / ceiling
+            found["of_ceiling"] = found["weights_bytes"] * found["bytes_per_second"] / ceiling
             found["ceiling_bytes_per_second"] = ceiling
         print(append(RESULTS, found))
 

@@ -21,13 +21,14 @@ from typing import Any
 import array_api_compat.numpy as np_xp
 import numpy as np
 
+from tsm.export.silent import without_silent
 from tsm.export.tolerance import ToleranceError, check
 from tsm.runtime import native_engine
 from tsm.runtime.artifact import ArtifactError, metadata_json, open_artifact, seal
 from tsm.runtime.engines import Engine, EngineError, kinds, open_engine
 from tsm.training import model
 from tsm.training.checkpoint import load_model
-from tsm.training.spec import ModelSpec, SpecError, state_shapes, weights
+from tsm.training.spec import ModelSpec, SpecError, parameter_count, state_shapes, weights
 
 # As You Like It, act 2, scene 7 (public domain), set as the corpus sets its plays.
 PASSAGE = b"""JAQUES:
@@ -61,11 +62,16 @@ def bits(spec: ModelSpec, quantization: str) -> dict[str, int]:
     return {n: 4 if quantization == "int4" and n != "head" else 8 for n in names}
 
 
+# What ai-edge-quantizer takes a row for whose values are all smaller. Training has such rows: what
+# a weight decay has shrunk since its unit went silent.
+LEAST_OF_A_ROW = np.float32(1e-9)
+
+
 def few_bits(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """A matrix (out, in) as both formats store it and runtime/native reads it: bytes (out, in), or
     of int4 two codes a byte, the first in the low half; and scales (out,)."""
     greatest = 2 ** (bits - 1) - 1
-    scales = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(greatest)
+    scales = np.maximum(np.abs(matrix).max(axis=1), LEAST_OF_A_ROW) / np.float32(greatest)
     codes = np.rint(matrix / scales[:, None]).astype(np.int8)
     if bits == 4:
         codes = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
@@ -100,7 +106,7 @@ def export_main(
     quantization, metadata), still to be sealed."""
     arguments = _parse(name, about, suffix, argv)
     try:
-        how = arguments.quantize, build, prefill_tokens
+        how = arguments.quantize, arguments.keep_silent, build, prefill_tokens
         found = export(arguments.model, arguments.out, *how)
     except ToleranceError as error:
         print(f"{name}: {arguments.out}: not written: {error}", file=sys.stderr)
@@ -117,6 +123,9 @@ def export_main(
         print(json.dumps(found))
         return 0
     print(f"{found['artifact']}: {found['file_bytes']:,} bytes, {found['quantization']}, verified")
+    if found["parameters"] < found["parameters_given"]:
+        counts = f"{found['parameters']:,} of {found['parameters_given']:,}"
+        print(f"  {counts} parameters: training has silenced the units of the others")
     for entry in ("prefill", "decode"):
         figures = ", ".join(f"{n} {v:.3g}" for n, v in found[entry].items())
         print(f"  {entry} against the oracle: {figures}")
@@ -128,11 +137,16 @@ def export(
     source: Path,
     out: Path,
     quantization: str,
+    keep_silent: bool,
     build: Build,
     prefill_tokens: Callable[[ModelSpec], int],
 ) -> dict[str, Any]:
     """Writes the artifact of the weights at `source` to `out`, verified; returns the figures."""
-    spec, weights = load_model(source)
+    given = spec, weights = load_model(source)
+    if not keep_silent:
+        spec, weights = without_silent(*given)
+        found, wanted = run_oracle(spec, weights, PASSAGE)[0], run_oracle(*given, PASSAGE)[0]
+        check("silent", found, wanted, logits=True)
     if out.is_dir() or not out.parent.is_dir():
         raise ExportError(f"{out}: wanted a file in an existing folder")
     wanted = pieces(spec, weights, quantization)
@@ -157,7 +171,8 @@ def export(
         os.replace(beside, out)
     finally:
         beside.unlink(missing_ok=True)
-    return {"artifact": str(out), "file_bytes": len(data), **figures}
+    counts = {"parameters": parameter_count(spec), "parameters_given": parameter_count(given[0])}
+    return {"artifact": str(out), "file_bytes": len(data), **counts, **figures}
 
 
 def tell_places(
@@ -276,6 +291,9 @@ def _parse(name: str, about: str | None, suffix: str, argv: Any) -> argparse.Nam
     )
     parser.add_argument(
         "--out", type=Path, help=f"default: runtime/MODEL-int8{suffix}; -int4, -fp32"
+    )
+    parser.add_argument(
+        "--keep-silent", action="store_true", help="units too that training has silenced"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)

@@ -266,7 +266,8 @@ def _fits(key: str, value: Any) -> bool:
             sizes = [v if isinstance(v, list) else [0] for v in shapes]
             whole = all(type(n) is int and n > 0 for size in sizes for n in size)
             return whole and sum(map(math.prod, sizes)) <= STATE_VALUES_LIMIT
-        return True
+        numbers = [v for v in shapes if not isinstance(v, str)]  # a spec's, bools among them
+        return all(isinstance(v, (int, float)) and 0 <= v < 2**32 for v in numbers)
     return isinstance(value, str)
 
 

@@ -90,7 +90,7 @@ def weight_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     if not has_beams(spec):
         return {}
     width, channels = spec["width"], spec["heads"] * spec["value_width"]
-    hidden = spec["mlp_ratio"] * width
+    hidden = round(spec["mlp_ratio"] * width)
     layer = {
         "mixer.short": (spec["compression"], width),
         "mixer.radius": (channels,),

@@ -133,7 +133,7 @@ class NativeEngine(Engine):
             spec["width"],
             spec["layers"],
             spec["heads"] * spec["value_width"],
-            spec["mlp_ratio"] * spec["width"],
+            round(spec["mlp_ratio"] * spec["width"]),
             spec["compression"],
             BITS[self.artifact.quantization],
         )

@@ -474,12 +474,12 @@ def test_settings_of_the_command_line_reach_the_sampler():
 
 def test_a_stop_expression_ends_the_text():
     whole = generated("--bytes", 300).decode()
-    ended = generated("--bytes", 300, "--stop-regex", r"[A-Z]+:").decode()
-    assert ended == re.split(r"[A-Z]+:", whole)[0] != whole
+    ended = generated("--bytes", 300, "--stop-regex", r" [a-z]{6}").decode()
+    assert ended == re.split(r" [a-z]{6}", whole)[0] != whole
 
 
 def test_a_grammar_holds_and_a_text_cut_short_says_so(tmp_path):
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    schema = {"type": "object", "properties": {"n": {"enum": [7, 12]}}, "required": ["n"]}
     (tmp_path / "s.json").write_text(json.dumps({**schema, "additionalProperties": False}))
     for grammar in (tmp_path / "s.json", (tmp_path / "s.json").read_text()):
         assert type(json.loads(generated("--grammar", grammar))["n"]) is int

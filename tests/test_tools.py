@@ -187,7 +187,7 @@ def test_the_sizes_of_tensors_are_those_between_their_places(path):
 
 def test_describe_reads_well():
     lines = output("describe").decode().splitlines()
-    assert re.fullmatch(r" +parameters +13,628,448", lines[5])
+    assert re.fullmatch(r" +parameters +9,240,288", lines[5])
     assert sum(line.split()[0].startswith("blocks.0.") for line in lines) == 6
 
 

@@ -27,7 +27,7 @@ class ModelSpec:
     heads: int = 6
     key_width: int = 64  # per head
     value_width: int = 64  # per head; the state holds its real and imaginary parts
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4.0
     compression: int = 4  # k: tokens that the encoder's kernel spans
     chunk: int = 64  # tokens per chunk of the chunked form; changes speed, not the function
     context: int = 256  # tokens back that the attention baselines see
@@ -41,10 +41,16 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
-            if type(value) is not type(f.default) or (type(value) is int and value < 1):
-                wanted = {int: "a positive int", bool: "true or false", str: "a string"}
-                raise SpecError(f"spec: {f.name} is {value!r}, wanted {wanted[type(f.default)]}")
+            value, kind = getattr(self, f.name), type(f.default)
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            if not fits or (kind in (int, float) and not 0 < value < math.inf):
+                wanted = {
+                    int: "a positive int",
+                    float: "a positive number",
+                    bool: "true or false",
+                    str: "a string",
+                }
+                raise SpecError(f"spec: {f.name} is {value!r}, wanted {wanted[kind]}")
         names = self.mixer.split(",")
         for name in names:
             if name not in MIXERS and self.mixer != GPT2:
@@ -57,6 +63,10 @@ class ModelSpec:
     def layer_mixers(self) -> list[str]:
         names = self.mixer.split(",")
         return names if len(names) == self.layers else names * self.layers
+
+    @property
+    def mlp_width(self) -> int:
+        return round(self.mlp_ratio * self.width)
 
     @property
     def read_width(self) -> int:
@@ -254,7 +264,7 @@ def _gpt2(spec: ModelSpec) -> dict[str, Weight]:
     """GPT-2 whole: the one baseline with a block of its own (`training/gpt2.py`)."""
     d, dense = ("width", spec.width), Init(std=0.02)
     back = Init(std=0.02 / math.sqrt(2 * spec.layers))
-    hidden, inner = ("mlp", spec.mlp_ratio * spec.width), ("mixer_in", 3 * spec.width)
+    hidden, inner = ("mlp", spec.mlp_width), ("mixer_in", 3 * spec.width)
 
     def vector(axis: tuple[str, int], value: float = 0) -> Weight:
         return Weight((axis[1],), (axis[0],), Init(low=value, high=value))
@@ -325,7 +335,7 @@ def weights(spec: ModelSpec) -> dict[str, Weight]:
     if spec.mixer == GPT2:
         return _gpt2(spec)
     d = ("width", spec.width)
-    vocabulary, hidden = ("vocabulary", spec.vocabulary), ("mlp", spec.mlp_ratio * spec.width)
+    vocabulary, hidden = ("vocabulary", spec.vocabulary), ("mlp", spec.mlp_width)
     table = {"embed": Weight((spec.vocabulary, spec.width), ("vocabulary", "width"), Init(std=0.5))}
     for layer, mixer in enumerate(spec.layer_mixers):
         for name, weight in MIXERS[mixer][0](spec).items():
