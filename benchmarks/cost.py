@@ -105,9 +105,7 @@ def _on_gpu(system: str, length: int) -> dict[str, Any]:
     """A measurement in this process: PyTorch counts a GPU's memory exactly."""
     import torch
 
-    spec = replace(SYSTEMS[system], context=length)
-    if spec.mixer == "linformer":
-        spec = SYSTEMS[system]
+    spec = _spec(system, length)
     try:
         found = _train_on_gpu(spec, length)
     except torch.OutOfMemoryError as error:
@@ -142,11 +140,15 @@ def _train_on_gpu(spec: ModelSpec, length: int) -> dict[str, Any]:
 
 def _measure(kind: str, system: str, length: int) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-    spec = replace(SYSTEMS[system], context=length)
-    if spec.mixer == "linformer":
-        spec = SYSTEMS[system]  # its cost is linear because its reach is bounded
+    spec = _spec(system, length)
     found = _train(spec, length) if kind == "train" else _read(spec, BLOCKS[kind])
     return {**found, "parameters": parameter_count(spec)}
+
+
+def _spec(system: str, length: int) -> ModelSpec:
+    """That sees the whole length; the Linformer's cost is linear because its reach is bounded."""
+    spec = SYSTEMS[system]
+    return spec if spec.mixer == "linformer" else replace(spec, context=length)
 
 
 def _train(spec: ModelSpec, length: int) -> dict[str, Any]:
