@@ -24,9 +24,11 @@ import numpy as np
 from tsm.export.silent import without_silent
 from tsm.export.tolerance import ToleranceError, check
 from tsm.runtime import native_engine
-from tsm.runtime.artifact import ArtifactError, metadata_json, open_artifact, seal
-from tsm.runtime.engines import Engine, EngineError, kinds, open_engine
+from tsm.runtime.artifact import metadata_json, open_artifact, seal
+from tsm.runtime.command import end
+from tsm.runtime.engines import Engine, kinds, open_engine
 from tsm.training import model
+from tsm.training.arguments import Parser
 from tsm.training.checkpoint import load_model
 from tsm.training.spec import ModelSpec, SpecError, parameter_count, state_shapes, weights
 
@@ -105,32 +107,31 @@ def export_main(
     """The command line of an exporter. `build` makes the file's bytes from (spec, weights,
     quantization, metadata), still to be sealed."""
     arguments = _parse(name, about, suffix, argv)
-    try:
+
+    def work() -> None:
         how = arguments.quantize, arguments.keep_silent, build, prefill_tokens
         found = export(arguments.model, arguments.out, *how)
+        print(json.dumps(found) if arguments.json else _shown(found))
+
+    try:
+        return end(name, work, ExportError, SpecError)
     except ToleranceError as error:
         print(f"{name}: {arguments.out}: not written: {error}", file=sys.stderr)
         return 1
-    except (ArtifactError, EngineError, ExportError, SpecError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{name}: {error.filename}: {(error.strerror or '').lower()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    if arguments.json:
-        print(json.dumps(found))
-        return 0
-    print(f"{found['artifact']}: {found['file_bytes']:,} bytes, {found['quantization']}, verified")
+
+
+def _shown(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['artifact']}: {found['file_bytes']:,} bytes, {found['quantization']}, verified"
+    ]
     if found["parameters"] < found["parameters_given"]:
         counts = f"{found['parameters']:,} of {found['parameters_given']:,}"
-        print(f"  {counts} parameters: training has silenced the units of the others")
+        lines.append(f"  {counts} parameters: training has silenced the units of the others")
     for entry in ("prefill", "decode"):
         figures = ", ".join(f"{n} {v:.3g}" for n, v in found[entry].items())
-        print(f"  {entry} against the oracle: {figures}")
-    print(f"  greedy bytes as the oracle's: {found['greedy_same_bytes']} of {GREEDY_BYTES}")
-    return 0
+        lines.append(f"  {entry} against the oracle: {figures}")
+    same = f"{found['greedy_same_bytes']} of {GREEDY_BYTES}"
+    return "\n".join([*lines, f"  greedy bytes as the oracle's: {same}"])
 
 
 def export(
@@ -276,9 +277,7 @@ def quiet() -> Iterator[None]:
 
 
 def _parse(name: str, about: str | None, suffix: str, argv: Any) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=name, description=about)
     parser.add_argument(
         "model",
         nargs="?",

@@ -75,7 +75,7 @@ def test_shakespeare_is_found_where_documented_and_checked(tmp_path, monkeypatch
     monkeypatch.setattr(data, "CORPUS_SHA256", hashlib.sha256(text).hexdigest())
     monkeypatch.setenv("TSM_DATA", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    with pytest.raises(DataError, match="set TSM_DATA or allow --download"):
+    with pytest.raises(DataError, match="set TSM_DATA, or let train.py --download fetch it"):
         open_corpus("shakespeare", 64)
 
     class Handler(http.server.BaseHTTPRequestHandler):

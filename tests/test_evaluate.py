@@ -342,4 +342,6 @@ def test_a_bad_corpus_is_one_line_and_leaves_nothing(options, tmp_path, monkeypa
 def test_a_bad_option_is_refused(main, options, capsys):
     with pytest.raises(SystemExit) as refused:
         main(["mqar", "--out", "x", *options] if main is tasks.main else [*options])
-    assert refused.value.code == 2 and "error: " in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert refused.value.code == 2 and not printed.out
+    assert re.fullmatch(r"(evaluate|tasks): .+\n", printed.err)

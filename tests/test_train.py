@@ -190,7 +190,7 @@ def test_a_run_with_teachers_goes_on_with_the_same(tmp_path, corpus):
     assert finish([*taught, "--steps", "26"]).returncode == 0
     subprocess.run(command(corpus, tmp_path / "first", "torch", "--steps", "26"), check=True)
     other = finish([*taught, "--steps", "28"])
-    assert other.returncode == 2 and "was started with teachers_sha256" in other.stderr
+    assert other.returncode == 2 and "its teachers have changed" in other.stderr
 
 
 def test_ctrl_c_keeps_the_run(tmp_path, corpus):
@@ -238,6 +238,10 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
         (["--muon-rate", "nan"], "--muon-rate nan: wanted 0 or more"),
         (["--schedule", "steep"], "--schedule: invalid choice: 'steep'"),
         (["--start", "/nowhere"], "/nowhere: no such file, wanted a safetensors file"),
+        (
+            ["--teachers", f"{SHIPPED},"],
+            f"--teachers {SHIPPED},: an empty name, wanted a comma between",
+        ),
         (
             ["--teachers", f"{SHIPPED},/nowhere"],
             "/nowhere: no such file, wanted a safetensors file",

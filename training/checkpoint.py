@@ -10,7 +10,6 @@ The record of how the weights were made, a .json beside the file, goes along.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tsm.training.arguments import Parser
 from tsm.training.spec import ModelSpec, SpecError, check_weights
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -87,7 +87,7 @@ def load_model(path: str | Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="checkpoint", description="A model file, rewritten.")
+    parser = Parser(prog="checkpoint", description="A model file, rewritten.")
     parser.add_argument("model", type=Path, help="a model.safetensors")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--dtype", choices=DTYPES, default="BF16", help="default: %(default)s")

@@ -100,7 +100,9 @@ def _shakespeare(download: bool) -> Path:
             return _checked(path)
     if not download:
         looked = " or ".join(map(str, places))
-        raise DataError(f"shakespeare: not in {looked}; set TSM_DATA or allow --download")
+        raise DataError(
+            f"shakespeare: not in {looked}; set TSM_DATA, or let train.py --download fetch it"
+        )
     return _fetch(cache)
 
 

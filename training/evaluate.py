@@ -36,6 +36,7 @@ from rich.progress import track
 from tsm.runtime.artifact import ArtifactError, open_artifact
 from tsm.runtime.engines import EngineError, open_engine
 from tsm.training import model
+from tsm.training.arguments import Parser
 from tsm.training.checkpoint import load_model
 from tsm.training.data import DataError, fresh_windows, open_corpus
 from tsm.training.spec import ModelSpec, SpecError
@@ -277,9 +278,7 @@ def _carried(
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="evaluate", description=__doc__)
     parser.add_argument(
         "model",
         nargs="?",

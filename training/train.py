@@ -21,7 +21,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import array_api_compat.numpy as np_xp
 import numpy as np
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tsm.training import model
+from tsm.training.arguments import Parser
 from tsm.training.checkpoint import load_model, read_arrays, save_model, write_arrays
 from tsm.training.data import Corpus, DataError, batch, fresh_windows, open_corpus, sha256
 from tsm.training.schedule import SCHEDULES, Memory, Schedule
@@ -222,6 +223,8 @@ def initial_weights(config: TrainConfig) -> Arrays:
 def load_teachers(config: TrainConfig) -> Models:
     vocabulary, teachers = PRESETS[config.preset].vocabulary, []
     for path in config.teachers.split(",") if config.teachers else []:
+        if not path:
+            raise RunError(f"--teachers {config.teachers}: an empty name, wanted a comma between")
         teachers.append(load_model(path))
         if (found := teachers[-1][0].vocabulary) != vocabulary:
             raise RunError(
@@ -320,14 +323,18 @@ def _restore(
     record |= {name: stored[name] for name in ("start_sha256",) if name in stored}
     # An option younger than the checkpoint had its default: defaults are what was done before.
     started = {**dataclasses.asdict(TrainConfig()), **stored["config"]}
-    hashes = {name: record.get(name) for name in ("data_sha256", "teachers_sha256")}
-    for name, value in {**config, **hashes}.items():
-        found = stored.get(name) if name in hashes else started[name]
+    for name, value in {**config, "data_sha256": record["data_sha256"]}.items():
+        found = stored["data_sha256"] if name == "data_sha256" else started[name]
         if found != value and name not in FREE_TO_CHANGE:
             raise RunError(
-                f"{out}: was started with {name} {found}, now {value}; "
+                f"{out}: was started with {name} {_shown(found)}, now {_shown(value)}; "
                 "give the same, or another --out"
             )
+    if stored.get("teachers_sha256") != record.get("teachers_sha256"):
+        raise RunError(
+            f"{out}: its teachers have changed since it was started; "
+            "give the same, or another --out"
+        )
     parts: dict[str, dict[str, np.ndarray]] = {"weights": {}, "optimizer": {}, "average": {}}
     for name, array in arrays.items():
         part, name = name.split("/", 1)
@@ -335,6 +342,10 @@ def _restore(
     loaded = {part: engine.load(parts[part]) for part in parts}
     memory = json.loads(metadata.get("memory", "{}"))
     return Run(int(metadata["step"]), memory, **loaded), float(metadata["seconds"])
+
+
+def _shown(value: Any) -> str:
+    return "none" if value == "" else str(value)
 
 
 def _save(out: Path, engine: Any, run: Run, record: dict[str, Any], seconds: float) -> None:
@@ -378,11 +389,6 @@ def check(config: TrainConfig) -> None:
         raise RunError(f"--clip {config.clip}: wanted more than 0")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"train: {message}\n")  # one line, as every other error
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     choices = {
         "preset": sorted(PRESETS),
@@ -395,11 +401,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "teachers": "several model.safetensors, a comma between: their mean probabilities are "
         "learned in place of the text's bytes (default: none)",
     }
-    parser = _Parser(
-        prog="train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="train", description=__doc__)
     parser.add_argument(
         "--data", default="shakespeare", help="a file, or `shakespeare` (default: %(default)s)"
     )
