@@ -159,7 +159,8 @@ def _train(
                 log.write(
                     "train", run.step, loss=loss, norm=norm, tokens_per_second=speed, **status
                 )
-                shown = " ".join(f"{name} {value:.3g}" for name, value in status.items())
+                rate = f"rate {status.pop('rate'):.1%} of its peak"
+                shown = " ".join([rate, *(f"{name} {value:.3g}" for name, value in status.items())])
                 progress.update(
                     task,
                     completed=run.step,
