@@ -147,7 +147,10 @@ def export(
     if not keep_silent:
         spec, weights = without_silent(*given)
         found, wanted = run_oracle(spec, weights, PASSAGE)[0], run_oracle(*given, PASSAGE)[0]
-        check("silent", found, wanted, logits=True)
+        try:
+            check("silent", found, wanted, logits=True)
+        except ToleranceError as error:
+            raise ToleranceError(f"{error}; --keep-silent leaves no unit out") from None
     if out.is_dir() or not out.parent.is_dir():
         raise ExportError(f"{out}: wanted a file in an existing folder")
     wanted = pieces(spec, weights, quantization)
@@ -292,7 +295,7 @@ def _parse(name: str, about: str | None, suffix: str, argv: Any) -> argparse.Nam
         "--out", type=Path, help=f"default: runtime/MODEL-int8{suffix}; -int4, -fp32"
     )
     parser.add_argument(
-        "--keep-silent", action="store_true", help="units too that training has silenced"
+        "--keep-silent", action="store_true", help="leave no unit out, those of no effect either"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)

@@ -10,7 +10,7 @@ import pytest
 
 from tsm.export import to_tflite
 from tsm.export.silent import without_silent
-from tsm.export.tolerance import ToleranceError, check
+from tsm.export.tolerance import check
 from tsm.export.verify import PASSAGE, run_oracle
 from tsm.runtime.artifact import open_artifact
 from tsm.training import model
@@ -104,8 +104,13 @@ def test_an_artifact_has_no_silent_units_unless_asked(tmp_path, capsys, quantiza
     assert less["file_bytes"] < all_of_it["file_bytes"]
 
 
-def test_what_is_not_silent_is_missed(monkeypatch):
-    """The check before an export: with a threshold that takes live units for silent ones."""
+def test_what_is_not_silent_is_missed(tmp_path, monkeypatch, capsys):
+    """By the check before an export, with a threshold that takes live units for silent ones."""
     monkeypatch.setattr("tsm.export.silent.SILENT", 0.25)
-    with pytest.raises(ToleranceError):
-        same(BEAM, silenced(BEAM))
+    save_model(tmp_path / "model.safetensors", BEAM, silenced(BEAM))
+    command = [str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "x.tflite")]
+    assert to_tflite.main(command) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "--keep-silent leaves no unit out" in printed
+    assert not (tmp_path / "x.tflite").exists()
+    assert to_tflite.main([*command, "--keep-silent"]) == 0
