@@ -25,10 +25,9 @@ from tsm.export.silent import without_silent
 from tsm.export.tolerance import ToleranceError, check
 from tsm.runtime import native_engine
 from tsm.runtime.artifact import metadata_json, open_artifact, seal
-from tsm.runtime.command import end
+from tsm.runtime.command import Parser, end
 from tsm.runtime.engines import Engine, kinds, open_engine
 from tsm.training import model
-from tsm.training.arguments import Parser
 from tsm.training.checkpoint import load_model
 from tsm.training.spec import ModelSpec, SpecError, parameter_count, state_shapes, weights
 
@@ -280,7 +279,7 @@ def quiet() -> Iterator[None]:
 
 
 def _parse(name: str, about: str | None, suffix: str, argv: Any) -> argparse.Namespace:
-    parser = Parser(prog=name, description=about)
+    parser = Parser(name, about).whole()
     parser.add_argument(
         "model",
         nargs="?",

@@ -111,7 +111,7 @@ def test_kill_9_leaves_no_trace_in_what_q_has_learned(tmp_path, corpus):
     assert lines[-1]["epsilon"] == 0.95**2 and lines[-1]["rate"] == memory["rate"]
     changed = finish(command(corpus, out, "torch", "--steps", "44"))
     assert changed.returncode == 2 and changed.stderr.count("\n") == 1
-    assert "was started with schedule q, now wsd" in changed.stderr
+    assert "was started with schedule 'q', now 'wsd'" in changed.stderr
 
 
 def test_a_checkpoint_older_than_an_option_goes_on(tmp_path, corpus):
@@ -123,7 +123,7 @@ def test_a_checkpoint_older_than_an_option_goes_on(tmp_path, corpus):
     older = {**metadata, "record": json.dumps(record)}
     write_arrays(tmp_path / "checkpoint.safetensors", arrays, older)
     other = finish(command(corpus, tmp_path, "torch", "--steps", "8", "--schedule", "q"))
-    assert other.returncode == 2 and "was started with schedule wsd, now q" in other.stderr
+    assert other.returncode == 2 and "was started with schedule 'wsd', now 'q'" in other.stderr
     same = finish(command(corpus, tmp_path, "torch", "--steps", "8"))
     assert same.returncode == 0, same.stderr
 
@@ -159,7 +159,7 @@ def test_a_student_learns_its_teachers_mean():
     for _, weights in teachers:
         state = model.initial_state(np_xp, SPEC, 3, cached=0)
         logits, _ = model.forward(np_xp, SPEC, weights, tokens[:, :-1], state)
-        probabilities.append(model.probabilities(np_xp, logits))
+        probabilities.append(np.exp(model.log_softmax(np_xp, logits)))
     mean = np.mean(probabilities, axis=0)
     entropy = -np.sum(mean * np.log(mean), axis=-1).mean()
     logits = np.log(

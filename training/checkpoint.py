@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tsm.training.arguments import Parser
+from tsm.runtime.command import Parser
 from tsm.training.spec import ModelSpec, SpecError, check_weights
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -87,7 +87,7 @@ def load_model(path: str | Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="checkpoint", description="A model file, rewritten.")
+    parser = Parser("checkpoint", "A model file, rewritten.").whole()
     parser.add_argument("model", type=Path, help="a model.safetensors")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--dtype", choices=DTYPES, default="BF16", help="default: %(default)s")

@@ -57,7 +57,7 @@ class Engine:
         """As engine_torch.Engine's."""
         pairs = zip(self.teacher_specs, teachers, strict=True)
         logits = [self._logits(*teacher, tokens[:, :-1]) for teacher in pairs]
-        return sum(model.probabilities(jnp, x) for x in logits) / len(logits)
+        return sum(jnp.exp(model.log_softmax(jnp, x)) for x in logits) / len(logits)
 
     def _drop(self, key: Any) -> Any:
         if key is None or not self.dropout:

@@ -77,7 +77,7 @@ class Engine:
         """The teachers' mean probabilities of the byte after each token: (B, L, vocabulary)."""
         with self.cast:
             logits = [self._logits(*teacher, tokens[:, :-1]) for teacher in self.teachers]
-        return sum(model.probabilities(xp, x.float()) for x in logits) / len(logits)
+        return sum(model.log_softmax(xp, x.float()).exp() for x in logits) / len(logits)
 
     def _loss(self, values: dict[str, Any], tokens: Any, noise: Any, taught: Any = None) -> Any:
         """Mean nats; noise: random bytes (dropped activations, B, L, D), or None; taught: what is

@@ -34,9 +34,9 @@ import numpy as np
 from rich.progress import track
 
 from tsm.runtime.artifact import ArtifactError, open_artifact
+from tsm.runtime.command import Parser
 from tsm.runtime.engines import EngineError, open_engine
 from tsm.training import model
-from tsm.training.arguments import Parser
 from tsm.training.checkpoint import load_model
 from tsm.training.data import DataError, fresh_windows, open_corpus
 from tsm.training.spec import ModelSpec, SpecError
@@ -239,9 +239,7 @@ def losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return model.log_softmax(np, logits.astype(np.float64))
 
 
 def _fresh(score: Scorer, data: np.ndarray, window: int) -> float:
@@ -278,7 +276,7 @@ def _carried(
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="evaluate", description=__doc__)
+    parser = Parser("evaluate", __doc__).whole()
     parser.add_argument(
         "model",
         nargs="?",

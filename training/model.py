@@ -125,11 +125,11 @@ def loss(
     return xp.log(xp.sum(xp.exp(shifted), axis=-1)) - chosen
 
 
-def probabilities(
-    xp: Any, logits: Float[Array, "B L vocabulary"]
-) -> Float[Array, "B L vocabulary"]:
-    mass = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-    return mass / xp.sum(mass, axis=-1, keepdims=True)
+def log_softmax(
+    xp: Any, logits: Float[Array, "*rows vocabulary"]
+) -> Float[Array, "*rows vocabulary"]:
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
 def distillation_loss(
@@ -139,5 +139,4 @@ def distillation_loss(
 ) -> Float[Array, "B L"]:
     """Cross-entropy with the probabilities `wanted`, in nats (Hinton et al., 2015, arXiv
     1503.02531, at temperature 1)."""
-    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
-    return xp.log(xp.sum(xp.exp(shifted), axis=-1)) - xp.sum(wanted * shifted, axis=-1)
+    return -xp.sum(wanted * log_softmax(xp, logits), axis=-1)

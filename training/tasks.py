@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tsm.training.arguments import Parser
+from tsm.runtime.command import Parser
 from tsm.training.data import DataError
 
 KEYS, VALUES = b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="tasks", description=__doc__)
+    parser = Parser("tasks", __doc__).whole()
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument(

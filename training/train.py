@@ -29,8 +29,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tsm.runtime.command import Parser
 from tsm.training import model
-from tsm.training.arguments import Parser
 from tsm.training.checkpoint import load_model, read_arrays, save_model, write_arrays
 from tsm.training.data import Corpus, DataError, batch, fresh_windows, open_corpus, sha256
 from tsm.training.schedule import SCHEDULES, Memory, Schedule
@@ -328,7 +328,7 @@ def _restore(
         found = stored["data_sha256"] if name == "data_sha256" else started[name]
         if found != value and name not in FREE_TO_CHANGE:
             raise RunError(
-                f"{out}: was started with {name} {_shown(found)}, now {_shown(value)}; "
+                f"{out}: was started with {name} {found!r}, now {value!r}; "
                 "give the same, or another --out"
             )
     if stored.get("teachers_sha256") != record.get("teachers_sha256"):
@@ -343,10 +343,6 @@ def _restore(
     loaded = {part: engine.load(parts[part]) for part in parts}
     memory = json.loads(metadata.get("memory", "{}"))
     return Run(int(metadata["step"]), memory, **loaded), float(metadata["seconds"])
-
-
-def _shown(value: Any) -> str:
-    return "none" if value == "" else str(value)
 
 
 def _save(out: Path, engine: Any, run: Run, record: dict[str, Any], seconds: float) -> None:
@@ -402,7 +398,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "teachers": "several model.safetensors, a comma between: their mean probabilities are "
         "learned in place of the text's bytes (default: none)",
     }
-    parser = Parser(prog="train", description=__doc__)
+    parser = Parser("train", __doc__).whole()
     parser.add_argument(
         "--data", default="shakespeare", help="a file, or `shakespeare` (default: %(default)s)"
     )
