@@ -82,19 +82,19 @@ PIECE = artifact.PIECE_BYTES
 @pytest.mark.parametrize(
     "before", [0, 10, PIECE - 200, PIECE - 100, PIECE - 60, PIECE - 3, PIECE, 2 * PIECE - 70]
 )
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1", "null", "[4]"])
-def test_a_spec_that_no_model_has_is_refused(tmp_path, number):
-    header = sealed().replace(b'"width": 64', b'"width": ' + number.encode())
-    (tmp_path / "model").write_bytes(artifact.seal(header))
-    with pytest.raises(artifact.ArtifactError):
-        artifact.open_artifact(tmp_path / "model")
-
-
 def test_a_sealed_file_opens_wherever_its_header_stands(tmp_path, before):
     (tmp_path / "model").write_bytes(sealed(before))
     found = artifact.open_artifact(tmp_path / "model")
     assert {key: getattr(found, key) for key in METADATA} == METADATA
     assert artifact.seal(sealed(before)) == sealed(before)
+
+
+@pytest.mark.parametrize("width", [float("nan"), float("inf"), -1, None, [4]])
+def test_a_spec_that_no_model_has_is_refused(tmp_path, width):
+    text = artifact.metadata_json({**METADATA, "spec": {"width": width}}).encode()
+    (tmp_path / "model").write_bytes(artifact.seal(text))
+    with pytest.raises(artifact.ArtifactError, match="spec"):
+        artifact.open_artifact(tmp_path / "model")
 
 
 def damaged(kind: str) -> bytes:
