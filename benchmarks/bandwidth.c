@@ -1,37 +1,23 @@
-/* How fast one thread reads a file's bytes where they lie, in the page cache: the ceiling of a byte
- * that takes every weight once. Prints bytes per second, the best of many passes.
+/* Takes every 64 bytes once, in order: of as many threads as call it, what they can read at most.
+ * `ahead`: how many of them it asks for before they are wanted. Without, how fast memory comes
+ * depends on what was read before. Returns a sum, that nothing may be left out.
  *
- *     cc -O3 -march=native -o bandwidth bandwidth.c && ./bandwidth FILE
+ *     cc -O3 -march=native -shared -fPIC -o bandwidth.so bandwidth.c
  */
-#include <fcntl.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <time.h>
 
-typedef uint64_t wide __attribute__((vector_size(64)));
+typedef uint64_t wide __attribute__((vector_size(64), aligned(1)));
 
-int main(int count, char **arguments) {
-    struct stat about;
-    int file = count > 1 ? open(arguments[1], O_RDONLY) : -1;
-    if (file < 0 || fstat(file, &about)) return 2;
-    size_t lines = (size_t)about.st_size / 64 / 8 * 8;
-    const wide *data = mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, file, 0);
-    if (data == MAP_FAILED) return 2;
-    double best = 1e9;
-    for (int pass = 0; pass < 300; pass++) {
-        struct timespec start, end;
-        wide sums[8] = {{0}};
-        clock_gettime(CLOCK_MONOTONIC, &start);
-        for (size_t i = 0; i < lines; i += 8)
-            for (int j = 0; j < 8; j++) sums[j] += data[i + j];
-        clock_gettime(CLOCK_MONOTONIC, &end);
-        volatile uint64_t used = 0;
-        for (int j = 0; j < 8; j++) used += sums[j][0];
-        double seconds = (double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec);
-        if (seconds < best) best = seconds;
-    }
-    printf("%.0f\n", (double)lines * 64 / best);
-    return 0;
+uint64_t take(const wide *data, size_t count, size_t ahead) {
+    wide sums[8] = {{0}}, all = {0};
+    uint64_t sum = 0;
+    for (size_t i = 0; i + 8 <= count; i += 8)
+        for (int j = 0; j < 8; j++) {
+            __builtin_prefetch(data + i + j + ahead);
+            sums[j] += data[i + j];
+        }
+    for (int j = 0; j < 8; j++) all += sums[j];
+    for (int j = 0; j < 8; j++) sum += all[j];
+    return sum;
 }

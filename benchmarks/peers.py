@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ceiling import reading_speed, weights_bytes
+from ceiling import Reading, weights_bytes
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "peers"
@@ -89,7 +89,7 @@ def compare(arguments: argparse.Namespace) -> None:
             system.feed(b"to be or" * (PROMPT_BYTES // 8))
             passed = (time.perf_counter() - started) / PROMPT_BYTES
             seconds.setdefault((name, -1), []).append(passed)
-    ceiling = reading_speed(arguments.int8)
+    ceiling = max(Reading(systems["TSM int8"].engine._file).speeds(300))
     for (name, position), passed in seconds.items():
         what = {"prompt": PROMPT_BYTES} if position < 0 else {"position": position}
         found = {"system": name, **what, "bytes_per_second": 1 / statistics.median(passed)}

@@ -22,7 +22,7 @@ from tsm.export import to_onnx, to_tflite, verify
 from tsm.export.tolerance import check
 from tsm.runtime import artifact as artifacts
 from tsm.runtime import engines, sampling
-from tsm.runtime.native_engine import NativeEngine
+from tsm.runtime.native_engine import NativeEngine, _library, _Spec
 from tsm.training import model
 from tsm.training.checkpoint import save_model
 from tsm.training.spec import PRESETS, ModelSpec
@@ -110,6 +110,42 @@ def test_every_kind_of_instructions_gives_the_same_bits(path):
     found = {engine.simd: logits_of(engine, TEXT) for engine in map(native, [path] * 3, range(3))}
     for logits in found.values():
         assert np.array_equal(logits, found[0])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_of_every_length_give_the_same_bits(bits):
+    """Through the library alone: a layer whose units are all alike, of codes at their ends, so that
+    every activation of the last product is at its end, too, and no sum may saturate."""
+    library, random = _library(), np.random.default_rng(bits)
+    width, codes = 16, {8: (-127, 127), 4: (0x78, 0x87, 0x77, 0x88)}[bits]
+
+    def matrix(out: int, into: int) -> list[np.ndarray]:
+        rows = random.choice(codes, (out, into * bits // 8)).astype(np.uint8)
+        return [rows, np.full(out, 1e-3, np.float32)]
+
+    for units in [*range(16, 1800, 40), 4096]:
+        spec = _Spec(256, width, 1, width, units, 1, bits)
+        normal = [random.standard_normal(n).astype(np.float32) for n in (256 * width, width, width)]
+        up, down = matrix(units, width), matrix(width, units)
+        up[0][:] = up[0][0]
+        parts = [*normal, *matrix(3 * width, width), *matrix(width, width), *up, *down]
+        head = random.integers(-127, 128, 256 * width).astype(np.uint8), np.ones(256, np.float32)
+        data, places = b"", []
+        for part in (*parts, *head):
+            places.append(len(data))
+            data += part.tobytes() + bytes(-part.nbytes % 64)
+        assert len(places) == library.tsm_place_count(ctypes.byref(spec))
+        found = []
+        for simd in range(3):
+            numbers = (ctypes.c_uint64 * len(places))(*places), len(places)
+            made = library.tsm_new(ctypes.byref(spec), data, len(data), *numbers, simd, 1)
+            states, logits = np.zeros((2, width), np.float32), np.zeros((40, 256), np.float32)
+            read = states[0].ctypes.data, states[1].ctypes.data, bytes(range(40)), 40
+            assert library.tsm_read(made, *read, logits.ctypes.data, True) == 0
+            library.tsm_free(made)
+            found.append(logits)
+        assert np.isfinite(found[0]).all() and np.ptp(found[0]) > 0
+        assert np.array_equal(found[1], found[0]) and np.array_equal(found[2], found[0])
 
 
 def test_threads_share_the_work_and_give_the_same_bits(path):

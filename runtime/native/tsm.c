@@ -36,7 +36,7 @@
 #define WIDE
 #endif
 
-enum { BLOCK = 128, LANES = 16, MOST_TAPS = 8, ROWS = 16, PANEL = 64, TOKENS = 4, FEW = 12,
+enum { BLOCK = 128, LANES = 16, MOST_TAPS = 8, ROWS = 16, PANEL = 64, TOKENS = 4, FEW = 9,
        MOST_THREADS = 16, SPINS = 1 << 14,
        AHEAD = 3072 /* bytes that are fetched before they are wanted: what was fastest */ };
 
@@ -61,13 +61,14 @@ typedef struct {
 
 /* One kind of instructions: sums of `count` rows, a multiple of ROWS, against one token, and of a
  * panel's PANEL rows against TOKENS tokens. Where an instruction wants unsigned codes they are
- * raised, by 128 or 8, and that times the sum of the activations is taken off again. */
+ * raised, by 128 or 8, and that times the sum of the activations is taken off again: `raised` for
+ * rows of 8 bits and panels, `raised4` for rows of 4. */
 typedef void rows_kernel(const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count,
                          int32_t *sums);
 typedef struct {
     rows_kernel *rows8, *rows4;
     void (*tile)(const uint8_t *panel, const int8_t *x, uint32_t in, int32_t *sums);
-    int raised;
+    int raised, raised4;
 } kernels;
 
 /* A thread's share of a product, and the room to compute it in. */
@@ -216,11 +217,15 @@ WIDE static float quantize(const float *x, int8_t *codes, uint32_t n, int32_t *s
 
 /* Products. A row of int4 codes wants the even places of x first, then the odd ones: `split`. */
 
-static void split(int8_t *x, uint32_t n) {
-    int8_t odd[n / 2];
-    for (uint32_t i = 0; i < n / 2; i++) odd[i] = x[2 * i + 1];
-    for (uint32_t i = 0; i < n / 2; i++) x[i] = x[2 * i];
-    memcpy(x + n / 2, odd, n / 2);
+WIDE static void split(int8_t *x, uint32_t n) {
+    int8_t pairs[n];
+    memcpy(pairs, x, n);
+    for (uint32_t i = 0; i < n / 2; i++) {
+        uint16_t pair;
+        memcpy(&pair, pairs + 2 * i, 2);
+        x[i] = (int8_t)pair;
+        x[n / 2 + i] = (int8_t)(pair >> 8);
+    }
 }
 
 static void plain_rows8(const uint8_t *codes, const int8_t *x, uint32_t n, uint32_t count,
@@ -290,12 +295,14 @@ __attribute__((target("avx2"))) static inline __m256i tail256(const void *place,
     return _mm256_maskload_epi32((const int *)place, mask);
 }
 
+#define SOON(place) _mm_prefetch((const char *)(place) + AHEAD, _MM_HINT_T0)
 #define WHOLE256(place) bytes256(place)
 #define TAIL256(place) tail256(place, n - i)
 
 #define AVX2_8(LOAD)                                                                               \
     {                                                                                              \
         __m256i v = LOAD(x + i);                                                                   \
+        for (int r = 0; r < 4; r++) SOON(codes + (size_t)r * n + i);                               \
         for (int r = 0; r < 4; r++) sum[r] = add256(sum[r], LOAD(codes + (size_t)r * n + i), v);   \
     }
 __attribute__((target("avx2"))) static void avx2_four8(const uint8_t *codes, const int8_t *x,
@@ -311,21 +318,31 @@ __attribute__((target("avx2"))) static void avx2_four8(const uint8_t *codes, con
     {                                                                                              \
         __m256i first = LOAD(x + i), second = LOAD(x + n + i);                                     \
         for (int r = 0; r < 4; r++) {                                                              \
-            __m256i both = LOAD(codes + (size_t)r * n + i);                                        \
+            __m256i both = _mm256_xor_si256(LOAD(codes + (size_t)r * n + i), flip);                \
             __m256i even = _mm256_and_si256(both, low);                                            \
             __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);                       \
-            even = _mm256_sub_epi8(_mm256_xor_si256(even, eight), eight);                          \
-            odd = _mm256_sub_epi8(_mm256_xor_si256(odd, eight), eight);                            \
-            sum[r] = add256(add256(sum[r], even, first), odd, second);                             \
+            pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(even, first));              \
+            pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(odd, second));              \
         }                                                                                          \
     }
 __attribute__((target("avx2"))) static void avx2_four4(const uint8_t *codes, const int8_t *x,
                                                        uint32_t in, int32_t *sums) {
-    const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
+    const __m256i low = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x88);
     __m256i sum[4] = {0};
-    uint32_t n = in / 2, i = 0;
-    for (; i + 32 <= n; i += 32) AVX2_4(WHOLE256)
-    if (i < n) AVX2_4(TAIL256)
+    for (uint32_t n = in / 2, i = 0; i < n;) {
+        /* 16 products of codes up to 15 and activations up to 127: no sum of them saturates. */
+        __m256i pairs[4] = {0};
+        uint32_t end = n - i < 128 ? n : i + 128;
+        for (; i + 32 <= end; i += 32) AVX2_4(WHOLE256)
+        if (i < end) {
+            AVX2_4(TAIL256)
+            i = end;
+        }
+        for (int r = 0; r < 4; r++) {
+            __m256i fours = _mm256_madd_epi16(pairs[r], _mm256_set1_epi16(1));
+            sum[r] = _mm256_add_epi32(sum[r], fours);
+        }
+    }
     fold(half256(sum[0]), half256(sum[1]), half256(sum[2]), half256(sum[3]), sums);
 }
 
@@ -370,50 +387,68 @@ __attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, 
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
 }
 
+/* sum + four products a lane, of unsigned codes and signed activations. The intrinsic makes GCC copy
+ * the sum to and fro, and a tile take a third longer. */
+__attribute__((target(VNNI_TARGET), always_inline)) static inline __m512i dot512(
+    __m512i sum, __m512i codes, __m512i x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
+    return sum;
+}
+
 #define WHOLE512(place) _mm512_loadu_si512(place)
-#define TAIL512(place) _mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - (n - i)), place)
-#define SOON512(place) _mm_prefetch((const char *)(place) + AHEAD, _MM_HINT_T0)
-/* The first operand of dpbusd is unsigned. */
+#define TAIL512(place) _mm512_maskz_loadu_epi8(tail, place)
+/* Odd codes of 4 bits are taken times 16, as they lie. */
 #define VNNI_8(LOAD)                                                                               \
     {                                                                                              \
         const __m512i flip = _mm512_set1_epi8((char)0x80);                                         \
-        __m512i v = LOAD(x + i);                                                                   \
-        for (int r = 0; r < 4; r++) {                                                              \
-            const uint8_t *place = codes + r * n + i;                                              \
-            SOON512(place);                                                                        \
-            sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_xor_si512(LOAD(place), flip), v);          \
-        }                                                                                          \
+        SOON(codes + i);                                                                           \
+        even = dot512(even, _mm512_xor_si512(LOAD(codes + i), flip), LOAD(x + i));    \
     }
 #define VNNI_4(LOAD)                                                                               \
     {                                                                                              \
         const __m512i flip = _mm512_set1_epi8((char)0x88), low = _mm512_set1_epi8(15);             \
-        __m512i even = LOAD(x + i), odd = LOAD(x + n + i);                                         \
-        for (int r = 0; r < 4; r++) {                                                              \
-            const uint8_t *place = codes + r * n + i;                                              \
-            SOON512(place);                                                                        \
-            __m512i both = _mm512_xor_si512(LOAD(place), flip);                                    \
-            __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);                      \
-            sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_and_si512(both, low), even);               \
-            sum[r] = _mm512_dpbusd_epi32(sum[r], high, odd);                                       \
-        }                                                                                          \
+        SOON(codes + i);                                                                           \
+        __m512i both = _mm512_xor_si512(LOAD(codes + i), flip);                                    \
+        even = dot512(even, _mm512_and_si512(both, low), LOAD(x + i));                \
+        odd = dot512(odd, _mm512_andnot_si512(low, both), LOAD(x + n + i));           \
     }
-/* n: bytes of a row. */
+#define LINES(bits, lines)                                                                         \
+    case lines: vnni_lines##bits(lines, codes, x, n, count, sums); return;
+/* n: bytes of a row, `lines` times 64 and a rest. Row after row by the same few instructions: where
+ * `lines` is a constant, a row has no branch, and fetching nearly keeps up with reading alone. */
 #define VNNI_ROWS(bits, SUMS)                                                                      \
-    __attribute__((target(VNNI_TARGET))) static void vnni_rows##bits(                              \
-        const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count, int32_t *sums) {       \
-        const size_t n = (size_t)in * bits / 8;                                                    \
+    __attribute__((target(VNNI_TARGET), always_inline)) static inline void vnni_lines##bits(       \
+        size_t lines, const uint8_t *codes, const int8_t *x, size_t n, uint32_t count,             \
+        int32_t *sums) {                                                                           \
+        const __mmask64 tail = n % 64 ? ~(__mmask64)0 >> (64 - n % 64) : 0;                        \
         for (const int32_t *end = sums + count; sums < end; sums += ROWS) {                        \
             __m512i parts[4];                                                                      \
-            for (int four = 0; four < 4; four++, codes += 4 * n) {                                 \
-                __m512i sum[4] = {0};                                                              \
-                size_t i = 0;                                                                      \
-                for (; i + 64 <= n; i += 64) SUMS(WHOLE512)                                        \
-                if (i < n) SUMS(TAIL512)                                                           \
+            _Pragma("GCC unroll 1") for (int four = 0; four < 4; four++) {                         \
+                __m512i sum[4];                                                                    \
+                _Pragma("GCC unroll 1") for (int r = 0; r < 4; r++, codes += n) {                  \
+                    __m512i even = {0}, odd = {0};                                                 \
+                    size_t i = 0;                                                                  \
+                    _Pragma("GCC unroll 24") for (; i < 64 * lines; i += 64) SUMS(WHOLE512)        \
+                    if (tail) SUMS(TAIL512)                                                        \
+                    sum[r] = _mm512_add_epi32(even, (__m512i)((wide_int)odd >> 4));                \
+                }                                                                                  \
                 parts[four] = quarters512(sum);                                                    \
             }                                                                                      \
             __m512i ab = halves512(parts[0], parts[1]), cd = halves512(parts[2], parts[3]);        \
             _mm512_storeu_si512(sums, _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88),         \
                                                        _mm512_shuffle_i32x4(ab, cd, 0xdd)));       \
+        }                                                                                          \
+    }                                                                                              \
+    __attribute__((target(VNNI_TARGET))) static void vnni_rows##bits(                              \
+        const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count, int32_t *sums) {       \
+        const size_t n = (size_t)in * bits / 8;                                                    \
+        switch (n / 64) {                                                                          \
+            LINES(bits, 1) LINES(bits, 2) LINES(bits, 3) LINES(bits, 4) LINES(bits, 5)             \
+            LINES(bits, 6) LINES(bits, 7) LINES(bits, 8) LINES(bits, 9) LINES(bits, 10)            \
+            LINES(bits, 11) LINES(bits, 12) LINES(bits, 13) LINES(bits, 14) LINES(bits, 15)        \
+            LINES(bits, 16) LINES(bits, 17) LINES(bits, 18) LINES(bits, 19) LINES(bits, 20)        \
+            LINES(bits, 21) LINES(bits, 22) LINES(bits, 23) LINES(bits, 24)                        \
+            default: vnni_lines##bits(n / 64, codes, x, n, count, sums);                           \
         }                                                                                          \
     }
 VNNI_ROWS(8, VNNI_8)
@@ -428,7 +463,7 @@ __attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel,
         for (int r = 0; r < 4; r++) w[r] = WHOLE512(codes + 64 * r);
         for (int t = 0; t < TOKENS; t++) {
             __m512i four = _mm512_set1_epi32(word(x + (size_t)t * n + i));
-            for (int r = 0; r < 4; r++) sum[t][r] = _mm512_dpbusd_epi32(sum[t][r], w[r], four);
+            for (int r = 0; r < 4; r++) sum[t][r] = dot512(sum[t][r], w[r], four);
         }
     }
     memcpy(sums, sum, sizeof sum);
@@ -611,7 +646,7 @@ static void multiply_rows(const kernels *k, const matrix *w, const input *x, uin
     const size_t row = (size_t)w->in * w->bits / 8;
     const int8_t *token = x->codes + (size_t)t * w->in;
     uint32_t rest = count % ROWS, end = first + count;
-    int32_t sums[ROWS], offset = k->raised ? 1 << (w->bits - 1) : 0;
+    int32_t sums[ROWS], offset = w->bits == 8 ? 128 * k->raised : 8 * k->raised4;
     y += (size_t)t * w->out + first;
     rows_kernel *rows = w->bits == 8 ? k->rows8 : k->rows4;
     rows(w->codes + first * row, token, w->in, count - rest, (int32_t *)y);
@@ -744,12 +779,12 @@ static matrix take_matrix(reader *r, uint32_t out, uint32_t in, uint32_t bits) {
 }
 
 static void choose(tsm_model *m, int simd) {
-    const kernels plain = {plain_rows8, plain_rows4, NULL, 0};
+    const kernels plain = {plain_rows8, plain_rows4, NULL, 0, 0};
     m->kernels = plain;
     m->simd = 0;
 #ifdef X86
-    const kernels avx2 = {avx2_rows8, avx2_rows4, avx2_tile, 0};
-    const kernels vnni = {vnni_rows8, vnni_rows4, vnni_tile, 1};
+    const kernels avx2 = {avx2_rows8, avx2_rows4, avx2_tile, 0, 1};
+    const kernels vnni = {vnni_rows8, vnni_rows4, vnni_tile, 1, 1};
     if (simd >= 1 && __builtin_cpu_supports("avx2")) {
         m->kernels = avx2;
         m->simd = 1;
@@ -760,13 +795,13 @@ static void choose(tsm_model *m, int simd) {
         m->simd = 2;
     }
 #elif defined(NEON)
-    const kernels neon = {neon_rows8, neon_rows4, NULL, 0};
+    const kernels neon = {neon_rows8, neon_rows4, NULL, 0, 0};
     if (simd >= 1 && arm_simd() >= 1) {
         m->kernels = neon;
         m->simd = 1;
     }
 #ifdef __aarch64__
-    const kernels dot = {dot_rows8, dot_rows4, dot_tile, 0};
+    const kernels dot = {dot_rows8, dot_rows4, dot_tile, 0, 0};
     if (simd >= 2 && arm_simd() >= 2) {
         m->kernels = dot;
         m->simd = 2;
@@ -1002,19 +1037,25 @@ void tsm_frequencies(const float *logits, uint32_t *cumulative) {
     for (uint32_t i = 0; i < 256; i++) cumulative[i + 1] += cumulative[i];
 }
 
-/* `order`, `count` numbers below 256, by rising `keys`; equals stay as they are. */
-static void sort(const double *keys, uint8_t *order, uint32_t count) {
-    uint8_t other[256];
-    for (uint32_t run = 1; run < count; run *= 2) {
-        for (uint32_t start = 0; start < count; start += 2 * run) {
-            uint32_t middle = start + run < count ? start + run : count;
-            uint32_t end = middle + run < count ? middle + run : count;
-            for (uint32_t a = start, b = middle, i = start; i < end; i++) {
-                int first = b == end || (a < middle && keys[order[a]] <= keys[order[b]]);
-                other[i] = order[first ? a++ : b++];
-            }
-        }
-        memcpy(order, other, count);
+/* `order`, `count` numbers below 256, by rising `keys`; equals stay as they are. First by the
+ * higher bits of the keys and their places: how many of these are less says where one belongs. */
+WIDE static void sort(const double *keys, uint8_t *order, uint32_t count) {
+    int32_t rough[256];
+    uint8_t sorted[256];
+    for (uint32_t i = 0; i < count; i++) {
+        float key = (float)keys[order[i]] + 0.0f; /* no -0, which equals 0 */
+        int32_t bits;
+        memcpy(&bits, &key, sizeof bits);
+        rough[i] = ((bits ^ (bits >> 31 & INT32_MAX)) & ~255) | (int32_t)i;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t less = 0;
+        for (uint32_t j = 0; j < count; j++) less += rough[j] < rough[i];
+        sorted[less] = order[i];
+    }
+    for (uint32_t i = 0, j; i < count; i++) {
+        for (j = i; j && keys[sorted[i]] < keys[order[j - 1]]; j--) order[j] = order[j - 1];
+        order[j] = sorted[i];
     }
 }
 
