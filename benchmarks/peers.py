@@ -7,8 +7,7 @@ in one process, and how much of the machine's reading speed is reached.
 llama.cpp comes as the package llama-cpp-python, compiled for this machine in a virtual environment
 of its own (build/peers, minutes); its model is a Llama of 13.7M random weights and a vocabulary of
 256, written by the package gguf. One thread each. Medians of rounds in which every system takes its
-turn; decoding counts the engines alone, the sampler is `benchmarks/runtime.py`'s matter. Ceiling:
-bandwidth.c over the same .tflite.
+turn; decoding counts the engines alone, the sampler is `benchmarks/runtime.py`'s matter.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-
-from ceiling import Reading, weights_bytes
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "peers"
@@ -89,15 +86,9 @@ def compare(arguments: argparse.Namespace) -> None:
             system.feed(b"to be or" * (PROMPT_BYTES // 8))
             passed = (time.perf_counter() - started) / PROMPT_BYTES
             seconds.setdefault((name, -1), []).append(passed)
-    ceiling = max(Reading(systems["TSM int8"].engine._file).speeds(300))
     for (name, position), passed in seconds.items():
         what = {"prompt": PROMPT_BYTES} if position < 0 else {"position": position}
         found = {"system": name, **what, "bytes_per_second": 1 / statistics.median(passed)}
-        if isinstance(systems[name], Tsm):
-            found["weights_bytes"] = systems[name].weights_bytes
-        if name == "TSM int8" and position > 0:
-            found["of_ceiling"] = found["weights_bytes"] * found["bytes_per_second"] / ceiling
-            found["ceiling_bytes_per_second"] = ceiling
         print(append(RESULTS, found))
 
 
@@ -109,9 +100,7 @@ class Tsm:
         from artifact import open_artifact
         from engines import open_engine
 
-        artifact = open_artifact(path)
-        self.engine = open_engine(artifact, "native")
-        self.weights_bytes = weights_bytes(artifact)
+        self.engine = open_engine(open_artifact(path), "native")
 
     def go_to(self, position: int) -> None:
         self.engine.reset()

@@ -31,7 +31,11 @@
 
 /* The same lines compiled for wider vectors, chosen when the library is loaded; clang cannot. */
 #if !defined(WIDE) && defined(X86) && defined(__gnu_linux__) && !defined(__clang__)
+#if __GNUC__ >= 12
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
 #define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #elif !defined(WIDE)
 #define WIDE
 #endif
@@ -107,19 +111,20 @@ struct tsm_model {
 /* Arithmetic */
 
 /* LANES values at once, of which each compiler makes what its target has; and the same at any
- * address. Always inlined: as arguments they would be passed as the caller's target does. */
+ * address. Of sums alone: other loops are plain, for GCC takes vectors wider than its target's
+ * apart, value by value, where they are compared or converted. */
 typedef float wide __attribute__((vector_size(4 * LANES)));
-typedef int32_t wide_int __attribute__((vector_size(4 * LANES)));
+typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t int_at __attribute__((may_alias));
-typedef int32_t wide_int_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint8_t sixteen __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(16)));
-typedef int8_t bytes_at __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
+/* A loop whose turns do not depend on each other, though some of its arrays may be one. */
 #ifdef __clang__
+#define EACH _Pragma("clang loop vectorize(assume_safety)")
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
+#define EACH _Pragma("GCC ivdep")
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (words){__VA_ARGS__})
 #endif
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -142,36 +147,42 @@ INLINE float dot(const float *a, const float *b, uint32_t n) {
     return total(even + odd) + rest;
 }
 
-INLINE wide pick(wide_int mask, wide a, wide b) {
-    return (wide)(((wide_int)a & mask) | ((wide_int)b & ~mask));
+/* condition ? a : b, without a branch that would keep a loop from being vectorised. */
+INLINE float pick(int condition, float a, float b) {
+    int32_t mask = -condition, x, y;
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    x = (x & mask) | (y & ~mask);
+    memcpy(&a, &x, sizeof a);
+    return a;
 }
 
 /* exp(-|x|) to 3e-7 of its value, exp(-87) at the least: 2^n times a polynomial in the rest, at
  * most ln 2 / 2 (Cephes' expf). */
-INLINE wide exp_minus(wide x) {
-    wide y = (wide)((wide_int)x | INT32_MIN), least = (wide){0} - 87;
-    y = pick(y < least, least, y);
-    wide_int n = __builtin_convertvector(y * 1.44269504f - 0.5f, wide_int);
-    wide whole = __builtin_convertvector(n, wide);
-    wide r = y - whole * 0.693359375f + whole * 2.12194440e-4f;
-    wide p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+INLINE float exp_minus(float x) {
+    float y = -fabsf(x), power;
+    y = pick(y > -87, y, -87); /* and for what is not a number */
+    int32_t n = (int32_t)(y * 1.44269504f - 0.5f), bits = (n + 127) << 23;
+    float r = y - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
+    float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    return (p * r * r + r + 1) * (wide)((n + 127) << 23);
+    memcpy(&power, &bits, sizeof power);
+    return (p * r * r + r + 1) * power;
 }
 
 /* 1 / (1 + exp(-x)) */
-INLINE wide sigmoid(wide x) {
-    wide p = exp_minus(x), one = (wide){0} + 1;
-    return pick(x < 0, p, one) / (1 + p);
+INLINE float sigmoid(float x) {
+    float p = exp_minus(x);
+    return pick(x < 0, p, 1) / (1 + p);
 }
 
 /* sin(pi/2 y), 0 <= y <= 1, to 1e-7: the power series. */
-INLINE wide sin_quarter(wide y) {
-    wide z = y * 1.57079633f, q = z * z;
-    wide p = q * -2.5052108e-8f + 2.7557319e-6f;
+INLINE float sin_quarter(float y) {
+    float z = y * 1.57079633f, q = z * z;
+    float p = q * -2.5052108e-8f + 2.7557319e-6f;
     p = p * q - 1.9841270e-4f;
     p = p * q + 8.3333333e-3f;
     p = p * q - 1.6666667e-1f;
@@ -188,28 +199,18 @@ WIDE static void normalise(const float *x, float *y, uint32_t n) {
 WIDE static float quantize(const float *x, int8_t *codes, uint32_t n, int32_t *sum) {
     float greatest;
     int32_t most = 0, found = 0; /* without their signs, floats are in the order of their bits */
-    uint32_t i;
-    for (i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         int32_t size = ((const int_at *)x)[i] & INT32_MAX;
         most = size > most ? size : most;
     }
     memcpy(&greatest, &most, sizeof greatest);
     float steps = greatest > 1e-30f ? 127 / greatest : 0;
-    wide_int sums = {0};
-    for (i = 0; i + LANES <= n; i += LANES) {
-        wide scaled = *(const wide_at *)(x + i) * steps;
-        scaled = pick(scaled == scaled, scaled, (wide){0}); /* not a number: a damaged model */
-        wide half = (wide)(((wide_int)scaled & INT32_MIN) | (wide_int)((wide){0} + 0.5f));
-        wide_int rounded = __builtin_convertvector(scaled + half, wide_int);
-        *(bytes_at *)(codes + i) = __builtin_convertvector(rounded, bytes_at);
-        sums += rounded;
-    }
-    for (int lane = 0; lane < LANES; lane++) found += sums[lane];
-    for (; i < n; i++) {
+    EACH for (uint32_t i = 0; i < n; i++) {
         float scaled = x[i] * steps;
-        scaled = scaled == scaled ? scaled : 0;
-        codes[i] = (int8_t)(int32_t)(scaled + copysignf(0.5f, scaled));
-        found += codes[i];
+        scaled = pick(scaled == scaled, scaled, 0); /* not a number: a damaged model */
+        int32_t rounded = (int32_t)(scaled + copysignf(0.5f, scaled));
+        codes[i] = (int8_t)rounded;
+        found += rounded;
     }
     *sum = found;
     return greatest / 127;
@@ -387,8 +388,8 @@ __attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, 
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
 }
 
-/* sum + four products a lane, of unsigned codes and signed activations. The intrinsic makes GCC copy
- * the sum to and fro, and a tile take a third longer. */
+/* sum + four products a lane, of unsigned codes and signed activations. The intrinsic makes GCC
+ * copy the sum to and fro, and a tile take a third longer. */
 __attribute__((target(VNNI_TARGET), always_inline)) static inline __m512i dot512(
     __m512i sum, __m512i codes, __m512i x) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
@@ -430,7 +431,7 @@ __attribute__((target(VNNI_TARGET), always_inline)) static inline __m512i dot512
                     size_t i = 0;                                                                  \
                     _Pragma("GCC unroll 24") for (; i < 64 * lines; i += 64) SUMS(WHOLE512)        \
                     if (tail) SUMS(TAIL512)                                                        \
-                    sum[r] = _mm512_add_epi32(even, (__m512i)((wide_int)odd >> 4));                \
+                    sum[r] = _mm512_add_epi32(even, _mm512_srai_epi32(odd, 4));                \
                 }                                                                                  \
                 parts[four] = quarters512(sum);                                                    \
             }                                                                                      \
@@ -626,13 +627,8 @@ WIDE static void unpack(const matrix *w, uint32_t first, int raised, uint8_t *pa
 /* y (n,) of the sums of as many rows, which may lie in its place. */
 WIDE static void scale_rows(const void *sums, int32_t surplus, float unit, const float *scales,
                             uint32_t n, float *y) {
-    uint32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        wide_int exact = ((const wide_int_at *)sums)[i / LANES] - surplus;
-        *(wide_at *)(y + i) =
-            __builtin_convertvector(exact, wide) * (unit * *(const wide_at *)(scales + i));
-    }
-    for (; i < n; i++) y[i] = (float)(((const int_at *)sums)[i] - surplus) * (unit * scales[i]);
+    EACH for (uint32_t i = 0; i < n; i++)
+        y[i] = (float)(((const int_at *)sums)[i] - surplus) * (unit * scales[i]);
 }
 
 /* Whether a product is made of tiles: of a few tokens, rows one by one are faster. */
@@ -693,7 +689,7 @@ static void multiply_part(const worker *own) {
 #ifdef THREADS
 static uint32_t seen(const uint32_t *value) { return __atomic_load_n(value, __ATOMIC_ACQUIRE); }
 
-/* A worker looks for the next product for a while, for it comes within microseconds, then sleeps. */
+/* A worker looks for the next product for a while, as it comes within microseconds, then sleeps. */
 static void *work(void *argument) {
     const worker *own = argument;
     tsm_model *m = own->model;
@@ -743,8 +739,8 @@ static int runs(const tsm_spec *s) {
     return s->vocabulary <= 256 && s->width <= most && s->layers &&
            s->layers <= 256 && s->channels && s->channels <= most && s->channels % LANES == 0 &&
            s->mlp_width <= 4 * most && s->taps && s->taps <= MOST_TAPS &&
-           (s->bits == 8 || s->bits == 4) && s->vocabulary >= ROWS && s->width >= ROWS && s->mlp_width >= ROWS &&
-           !(s->width % 8 || s->mlp_width % 8);
+           (s->bits == 8 || s->bits == 4) && s->vocabulary >= ROWS && s->width >= ROWS &&
+           s->mlp_width >= ROWS && !(s->width % 8 || s->mlp_width % 8);
 }
 
 size_t tsm_place_count(const tsm_spec *s) {
@@ -913,25 +909,15 @@ static void project(tsm_model *m, const matrix *w, const float *x, uint32_t coun
  * chains of operations are short enough for several to be under way: 0.6 of the time of one. */
 WIDE static void split_beams(float *state, const float *value, const float *radius,
                              const float *bias, uint32_t n, float *y) {
-    for (uint32_t i = 0; i < n; i += LANES) {
-        wide logit = *(const wide_at *)(radius + i) + *(const wide_at *)(bias + i);
-        *(wide_at *)(y + i) = sigmoid(logit);
-    }
-    for (uint32_t i = 0; i < n; i += LANES) {
-        wide share = *(const wide_at *)(y + i);
-        wide kept = sin_quarter(1 - share), coupling = sin_quarter(share);
-        wide next = kept * *(const wide_at *)(state + i);
-        next += coupling * *(const wide_at *)(value + i);
-        *(wide_at *)(state + i) = next;
-        *(wide_at *)(y + i) = next;
+    EACH for (uint32_t i = 0; i < n; i++) y[i] = sigmoid(radius[i] + bias[i]);
+    EACH for (uint32_t i = 0; i < n; i++) {
+        float kept = sin_quarter(1 - y[i]), coupling = sin_quarter(y[i]);
+        y[i] = state[i] = kept * state[i] + coupling * value[i];
     }
 }
 
 WIDE static void gate(float *read, const float *gates, uint32_t n) {
-    for (uint32_t i = 0; i < n; i += LANES) {
-        wide g = *(const wide_at *)(gates + i);
-        *(wide_at *)(read + i) *= g * sigmoid(g);
-    }
+    EACH for (uint32_t i = 0; i < n; i++) read[i] *= gates[i] * sigmoid(gates[i]);
 }
 
 WIDE static void add(float *x, const float *y, size_t n) {
@@ -939,7 +925,10 @@ WIDE static void add(float *x, const float *y, size_t n) {
 }
 
 WIDE static void square_positive(float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+    for (size_t i = 0; i < n; i++) {
+        float positive = pick(x[i] > 0, x[i], 0);
+        x[i] = positive * positive;
+    }
 }
 
 WIDE static void convolve(const layer *own, const float *window, uint32_t taps, uint32_t width,
@@ -1014,11 +1003,8 @@ int tsm_read(tsm_model *m, float *channels, float *history, const uint8_t *token
 /* weights = exp(logits - greatest). Returns their sum. */
 WIDE static float exponentials(const float *logits, float greatest, float *weights) {
     wide sums = {0};
-    for (uint32_t i = 0; i < 256; i += LANES) {
-        wide weight = exp_minus(*(const wide_at *)(logits + i) - greatest);
-        *(wide_at *)(weights + i) = weight;
-        sums += weight;
-    }
+    EACH for (uint32_t i = 0; i < 256; i++) weights[i] = exp_minus(logits[i] - greatest);
+    for (uint32_t i = 0; i < 256; i += LANES) sums += *(const wide_at *)(weights + i);
     return total(sums);
 }
 
@@ -1060,7 +1046,8 @@ WIDE static void sort(const double *keys, uint8_t *order, uint32_t count) {
 }
 
 /* How many of the first weights reach this share of them all together. */
-static uint32_t reaching(const double *weights, const uint8_t *order, uint32_t count, double share) {
+static uint32_t reaching(const double *weights, const uint8_t *order, uint32_t count,
+                         double share) {
     double all = 0, sum = 0;
     uint32_t kept = 0;
     for (uint32_t i = 0; i < count; i++) all += weights[order[i]];
@@ -1078,8 +1065,11 @@ uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, u
         keys[i] = -((double)logits[i] + (adjust ? (double)adjust[i] : 0));
         order[i] = (uint8_t)i;
     }
+    if (temperature == 0) {
+        for (uint32_t i = 1; i < 256; i++) drawn = keys[i] < keys[drawn] ? i : drawn;
+        return (uint8_t)drawn;
+    }
     sort(keys, order, 256);
-    if (temperature == 0) return order[0];
     for (uint32_t i = 0; i < count; i++) { /* powers and weights by byte */
         uint8_t byte = order[i];
         powers[byte] = (keys[order[0]] - keys[byte]) / temperature;
