@@ -33,7 +33,7 @@ FUZZ = build/fuzz
 fuzz: native
 	mkdir -p $(FUZZ)/corpus
 	$(PYTHON) tests/fuzz/seeds.py $(FUZZ)/seeds
-	clang -std=gnu99 -O2 -g -Wno-psabi -DWIDE= -ffp-contract=off -fno-sanitize-recover=all \
+	clang -std=gnu99 -O2 -g -Wno-psabi -Wno-pass-failed -DWIDE= -ffp-contract=off -fno-sanitize-recover=all \
 	  -fsanitize=fuzzer,address,undefined -o $(FUZZ)/native \
 	  tests/fuzz/fuzz_native.c runtime/native/tsm.c -lm -pthread
 	$(FUZZ)/native $(FUZZ)/corpus $(FUZZ)/seeds -max_len=4096 -runs=$(FUZZ_RUNS) \

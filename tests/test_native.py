@@ -303,6 +303,9 @@ def test_frequencies_are_the_softmax_and_the_same_bits_everywhere(path):
         wanted *= (65536 - 256) / wanted.sum()
         less = np.delete(found - 1 - wanted, logits.argmax())  # which takes the rest
         assert less.max() <= 0.02 and less.min() >= -1.02
+    for damaged in (np.nan, np.inf):
+        found = np.diff(engine.frequencies(array("f", [damaged] * 256)).tolist())
+        assert found.min() >= 1 and found.sum() == 1 << 16
 
 
 def test_draw_is_the_sampler_s_to_the_byte(path):

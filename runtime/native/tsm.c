@@ -1016,7 +1016,8 @@ void tsm_frequencies(const float *logits, uint32_t *cumulative) {
     float parts = (float)(TSM_FREQUENCIES - 256) / exponentials(logits, greatest, weights);
     for (uint32_t i = 0; i < 256; i++) {
         float part = weights[i] * parts;
-        sum += cumulative[i + 1] = 1 + (part >= 0 ? (uint32_t)part : 0); /* not a number: 0 */
+        int damaged = !(part < TSM_FREQUENCIES); /* the greatest logit is no finite number */
+        sum += cumulative[i + 1] = 1 + (damaged ? 0 : (uint32_t)part);
     }
     cumulative[likeliest + 1] += TSM_FREQUENCIES - sum; /* what rounding has left, or taken */
     cumulative[0] = 0;
