@@ -1,14 +1,14 @@
-/* Takes every 64 bytes once, in order: of as many threads as call it, what they can read at most.
- * `ahead`: how many of them it asks for before they are wanted. Without, how fast memory comes
- * depends on what was read before. Returns a sum, that nothing may be left out.
+/* What one thread can read at most, and what the engine makes of it: benchmarks/ceiling.py.
  *
  *     cc -O3 -march=native -shared -fPIC -o bandwidth.so bandwidth.c
  */
-#include <stddef.h>
-#include <stdint.h>
+#include "../runtime/native/tsm.h"
 
 typedef uint64_t wide __attribute__((vector_size(64), aligned(1)));
+typedef int reader(tsm_model *, float *, float *, const uint8_t *, size_t, float *, int);
 
+/* Takes every 64 bytes once, in order, and asks for what comes `ahead` of them later: without, how
+ * fast it comes depends on what was read before. Returns a sum, that nothing may be left out. */
 uint64_t take(const wide *data, size_t count, size_t ahead) {
     wide sums[8] = {{0}}, all = {0};
     uint64_t sum = 0;
@@ -20,4 +20,13 @@ uint64_t take(const wide *data, size_t count, size_t ahead) {
     for (int j = 0; j < 8; j++) all += sums[j];
     for (int j = 0; j < 8; j++) sum += all[j];
     return sum;
+}
+
+/* A byte a call, as a text is generated. */
+void feed(reader *read, tsm_model *model, float *channels, float *history, size_t count) {
+    float logits[256];
+    for (size_t i = 0; i < count; i++) {
+        uint8_t byte = (uint8_t)(32 + i % 90);
+        read(model, channels, history, &byte, 1, logits, 0);
+    }
 }

@@ -6,8 +6,8 @@ speed at which the machine can read its weights.
     python benchmarks/runtime.py runs/mine-int4.tflite
 
 Generating goes through the runtime's own loop, sampling on, at temperature 0.8. The engines take
-turns, and medians count. One thread each. The engine alone and `bandwidth.c` take turns too, in one
-process; the median of their ratios counts.
+turns, and medians count. One thread each. The engine alone and reading take turns, too
+(ceiling.py).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import sys
 import time
 from pathlib import Path
 
-from ceiling import Reading, weights_bytes
+from ceiling import of_ceiling
 from results import append
 
-from tsm.runtime.artifact import Artifact, open_artifact
+from tsm.runtime.artifact import open_artifact
 from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
 from tsm.runtime.native_engine import NativeEngine
 from tsm.runtime.sampling import Sampling
@@ -41,7 +41,7 @@ for _ in stream.generate(int(sys.argv[3])):
 with open("/proc/self/status") as lines:
     print(next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")))
 """
-READ_BYTES, TURN_BYTES, TURNS, CALLS, LONG_BYTES = 1024, 200, 15, 40, 10_000
+READ_BYTES, TURN_BYTES, TURNS, LONG_BYTES = 1024, 200, 15, 10_000
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
@@ -71,7 +71,7 @@ def main() -> int:
             **_long(path, kind),
         }
         if isinstance(engine, NativeEngine):
-            found.update(_ceiling(artifact, engine))
+            found.update(of_ceiling(engine))
         print(append(RESULTS, found))
     return 0
 
@@ -83,25 +83,6 @@ def _seconds(engine: Engine, seed: int) -> float:
     for _ in stream.generate_bytes(TURN_BYTES):
         pass
     return time.perf_counter() - started
-
-
-def _ceiling(artifact: Artifact, engine: NativeEngine) -> dict[str, float]:
-    """Of the engine alone, a byte a call, in turns with reading: medians."""
-    reading, alone, speeds, parts = Reading(engine._file), [], [], []
-    for _ in range(10 * TURNS):
-        seconds = []
-        for count in range(CALLS):
-            started = time.perf_counter()
-            engine.feed(bytes([32 + count]))
-            seconds.append(time.perf_counter() - started)
-        alone.append(statistics.median(seconds))
-        speeds.append(statistics.median(reading.speeds(CALLS)))
-        parts.append(weights_bytes(artifact) / alone[-1] / speeds[-1])
-    return {
-        "engine_microseconds_per_byte": 1e6 * statistics.median(alone),
-        "reading_bytes_per_second": statistics.median(speeds),
-        "of_ceiling": statistics.median(parts),
-    }
 
 
 def _long(path: Path, kind: str) -> dict[str, float]:
