@@ -23,7 +23,7 @@ else:
 
 VERSION = 2  # TSM_VERSION of native/tsm.h
 BITS = {"int8": 8, "int4": 4}
-SIMD = 2  # the best that the CPU has, up to AVX-512
+SIMD = 3  # the best that the CPU has, up to AVX-512
 # In the order that native/tsm.h wants their places.
 LAYER = ("mixer.short", "mixer.radius", "mixer.in", "mixer.out", "mlp.in", "mlp.out")
 REFERENCE = {"mixer": "beam", "rotation": False, "coupling": True, "short": True}

@@ -18,6 +18,7 @@
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define X86 1
 #elif defined(__ARM_NEON) || \
@@ -116,6 +117,16 @@ struct tsm_model {
 typedef float wide __attribute__((vector_size(4 * LANES)));
 typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t int_at __attribute__((may_alias));
+/* As many bytes as a register has, and as 32-bit integers. */
+#define VECTORS(size)                                                                              \
+    typedef int32_t ints##size __attribute__((vector_size(size)));                                 \
+    typedef uint8_t bytes##size __attribute__((vector_size(size)));                                \
+    typedef uint8_t bytes##size##_at __attribute__((vector_size(size), aligned(1), may_alias));
+VECTORS(16)
+VECTORS(32)
+VECTORS(64)
+#define WHOLE(size, place) (*(const bytes##size##_at *)(place))
+#define TAIL(size, place) tail##size(place, (uint32_t)(n - i))
 typedef uint8_t sixteen __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(16)));
 #define INLINE static inline __attribute__((always_inline))
@@ -267,208 +278,201 @@ static inline void relax(void) {
 #endif
 }
 
+/* PANEL rows against TOKENS tokens, `count` registers of rows at a time. */
+#define TILE(name, TARGET, size, count, DOT)                                                       \
+    TARGET static void name##_tile(const uint8_t *panel, const int8_t *x, uint32_t n,              \
+                                   int32_t *sums) {                                                \
+        for (int first = 0; first < PANEL; first += size / 4 * count) {                            \
+            ints##size sum[TOKENS][count] = {{{0}}};                                               \
+            for (uint32_t i = 0; i < n; i += 4) {                                                  \
+                const uint8_t *codes = panel + in_panel((uint32_t)first, i);                       \
+                bytes##size w[count];                                                              \
+                for (int k = 0; k < count; k++) w[k] = WHOLE(size, codes + size * k);              \
+                for (int t = 0; t < TOKENS; t++) {                                                 \
+                    ints##size four = word(x + (size_t)t * n + i) - (ints##size){0};               \
+                    for (int k = 0; k < count; k++)                                                \
+                        sum[t][k] = DOT(sum[t][k], w[k], (bytes##size)four);                       \
+                }                                                                                  \
+            }                                                                                      \
+            for (int t = 0; t < TOKENS; t++)                                                       \
+                memcpy(sums + t * PANEL + first, sum[t], sizeof sum[t]);                           \
+        }                                                                                          \
+    }
+
 #ifdef X86
-/* The totals of four vectors at once. */
-__attribute__((target("avx2"))) static inline void fold(__m128i a, __m128i b, __m128i c, __m128i d,
-                                                        int32_t *totals) {
-    __m128i ab = _mm_hadd_epi32(a, b), cd = _mm_hadd_epi32(c, d);
+#define SOON(place) _mm_prefetch((const char *)(place) + AHEAD, _MM_HINT_T0)
+#define AVX2 __attribute__((target("avx2")))
+
+AVX2 static inline __m128i half256(ints32 v) {
+    return _mm_add_epi32(_mm256_castsi256_si128((__m256i)v),
+                         _mm256_extracti128_si256((__m256i)v, 1));
+}
+
+/* The totals of four vectors. */
+AVX2 static inline void fold32(const ints32 *v, int32_t *totals) {
+    __m128i ab = _mm_hadd_epi32(half256(v[0]), half256(v[1]));
+    __m128i cd = _mm_hadd_epi32(half256(v[2]), half256(v[3]));
     _mm_storeu_si128((__m128i *)totals, _mm_hadd_epi32(ab, cd));
 }
 
-__attribute__((target("avx2"))) static inline __m128i half256(__m256i v) {
-    return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-}
-
-__attribute__((target("avx2"))) static inline __m256i bytes256(const void *place) {
-    return _mm256_loadu_si256((const __m256i *)place);
+/* What is left of a row, fewer than 32 bytes, a multiple of 4; zeros after it. */
+AVX2 static inline bytes32 tail32(const void *place, uint32_t left) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)left / 4), lane);
+    return (bytes32)_mm256_maskload_epi32((const int *)place, mask);
 }
 
 /* |codes| <= 127 on both sides, so that no sum of two products saturates. */
-__attribute__((target("avx2"))) static inline __m256i add256(__m256i sum, __m256i w, __m256i x) {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+AVX2 static inline ints32 add32(ints32 sum, bytes32 codes, bytes32 x) {
+    __m256i signs = _mm256_sign_epi8((__m256i)codes, (__m256i)x);
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)x), signs);
+    return sum + (ints32)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
-
-/* What is left of a row, fewer than 32 bytes, a multiple of 4; zeros after it. */
-__attribute__((target("avx2"))) static inline __m256i tail256(const void *place, uint32_t left) {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)left / 4), lane);
-    return _mm256_maskload_epi32((const int *)place, mask);
-}
-
-#define SOON(place) _mm_prefetch((const char *)(place) + AHEAD, _MM_HINT_T0)
-#define WHOLE256(place) bytes256(place)
-#define TAIL256(place) tail256(place, n - i)
 
 #define AVX2_8(LOAD)                                                                               \
     {                                                                                              \
-        __m256i v = LOAD(x + i);                                                                   \
-        for (int r = 0; r < 4; r++) SOON(codes + (size_t)r * n + i);                               \
-        for (int r = 0; r < 4; r++) sum[r] = add256(sum[r], LOAD(codes + (size_t)r * n + i), v);   \
+        bytes32 v = LOAD(32, x + i);                                                               \
+        for (int r = 0; r < 4; r++) SOON(codes + r * n + i);                                       \
+        for (int r = 0; r < 4; r++) sum[r] = add32(sum[r], LOAD(32, codes + r * n + i), v);        \
     }
-__attribute__((target("avx2"))) static void avx2_four8(const uint8_t *codes, const int8_t *x,
-                                                       uint32_t n, int32_t *sums) {
-    __m256i sum[4] = {0};
-    uint32_t i = 0;
-    for (; i + 32 <= n; i += 32) AVX2_8(WHOLE256)
-    if (i < n) AVX2_8(TAIL256)
-    fold(half256(sum[0]), half256(sum[1]), half256(sum[2]), half256(sum[3]), sums);
+AVX2 static void avx2_rows8(const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count,
+                            int32_t *sums) {
+    const size_t n = in;
+    for (const int32_t *end = sums + count; sums < end; sums += 4, codes += 4 * n) {
+        ints32 sum[4] = {{0}};
+        size_t i = 0;
+        for (; i + 32 <= n; i += 32) AVX2_8(WHOLE)
+        if (i < n) AVX2_8(TAIL)
+        fold32(sum, sums);
+    }
 }
 
 #define AVX2_4(LOAD)                                                                               \
     {                                                                                              \
-        __m256i first = LOAD(x + i), second = LOAD(x + n + i);                                     \
+        __m256i first = (__m256i)LOAD(32, x + i), second = (__m256i)LOAD(32, x + n + i);           \
         for (int r = 0; r < 4; r++) {                                                              \
-            __m256i both = _mm256_xor_si256(LOAD(codes + (size_t)r * n + i), flip);                \
-            __m256i even = _mm256_and_si256(both, low);                                            \
-            __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);                       \
-            pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(even, first));              \
+            bytes32 both = LOAD(32, codes + r * n + i) ^ 0x88;                                     \
+            __m256i odd = _mm256_srli_epi16((__m256i)(both & 0xf0), 4);                            \
+            pairs[r] = _mm256_add_epi16(pairs[r],                                                  \
+                                        _mm256_maddubs_epi16((__m256i)(both & 15), first));        \
             pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(odd, second));              \
         }                                                                                          \
     }
-__attribute__((target("avx2"))) static void avx2_four4(const uint8_t *codes, const int8_t *x,
-                                                       uint32_t in, int32_t *sums) {
-    const __m256i low = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x88);
-    __m256i sum[4] = {0};
-    for (uint32_t n = in / 2, i = 0; i < n;) {
-        /* 16 products of codes up to 15 and activations up to 127: no sum of them saturates. */
-        __m256i pairs[4] = {0};
-        uint32_t end = n - i < 128 ? n : i + 128;
-        for (; i + 32 <= end; i += 32) AVX2_4(WHOLE256)
-        if (i < end) {
-            AVX2_4(TAIL256)
-            i = end;
-        }
-        for (int r = 0; r < 4; r++) {
-            __m256i fours = _mm256_madd_epi16(pairs[r], _mm256_set1_epi16(1));
-            sum[r] = _mm256_add_epi32(sum[r], fours);
-        }
-    }
-    fold(half256(sum[0]), half256(sum[1]), half256(sum[2]), half256(sum[3]), sums);
-}
-
-#define AVX2_ROWS(bits)                                                                            \
-    __attribute__((target("avx2"))) static void avx2_rows##bits(                                   \
-        const uint8_t *codes, const int8_t *x, uint32_t n, uint32_t count, int32_t *sums) {        \
-        for (uint32_t r = 0; r < count; r += 4)                                                    \
-            avx2_four##bits(codes + (size_t)r * (n * bits / 8), x, n, sums + r);                   \
-    }
-AVX2_ROWS(8)
-AVX2_ROWS(4)
-
-__attribute__((target("avx2"))) static void avx2_tile(const uint8_t *panel, const int8_t *x,
-                                                      uint32_t n, int32_t *sums) {
-    for (int first = 0; first < PANEL; first += 16) {
-        __m256i sum[TOKENS][2] = {{{0}}};
-        for (uint32_t i = 0; i < n; i += 4) {
-            const uint8_t *codes = panel + in_panel(first, i);
-            __m256i w[2] = {bytes256(codes), bytes256(codes + 32)};
-            for (int t = 0; t < TOKENS; t++) {
-                __m256i four = _mm256_set1_epi32(word(x + (size_t)t * n + i));
-                for (int h = 0; h < 2; h++) sum[t][h] = add256(sum[t][h], w[h], four);
+AVX2 static void avx2_rows4(const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count,
+                            int32_t *sums) {
+    const size_t n = in / 2;
+    for (const int32_t *end = sums + count; sums < end; sums += 4, codes += 4 * n) {
+        ints32 sum[4] = {{0}};
+        for (size_t i = 0; i < n;) {
+            /* 16 products of codes up to 15 and activations up to 127: no sum of them saturates. */
+            __m256i pairs[4] = {0};
+            size_t end_of_pairs = n - i < 128 ? n : i + 128;
+            for (; i + 32 <= end_of_pairs; i += 32) AVX2_4(WHOLE)
+            if (i < end_of_pairs) {
+                AVX2_4(TAIL)
+                i = end_of_pairs;
             }
+            for (int r = 0; r < 4; r++)
+                sum[r] += (ints32)_mm256_madd_epi16(pairs[r], _mm256_set1_epi16(1));
         }
-        for (int t = 0; t < TOKENS; t++) memcpy(sums + t * PANEL + first, sum[t], sizeof sum[t]);
+        fold32(sum, sums);
     }
 }
+TILE(avx2, AVX2, 32, 2, add32)
 
-#define VNNI_TARGET "avx512f,avx512bw,avx512vl,avx512vnni"
-
-/* Of four vectors: of each, its lanes' sums by quarters, four of one vector beside another's. */
-__attribute__((target(VNNI_TARGET))) static inline __m512i quarters512(const __m512i *v) {
-    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]),
-                                  _mm512_unpackhi_epi32(v[0], v[1]));
-    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]),
-                                  _mm512_unpackhi_epi32(v[2], v[3]));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-}
-
-/* Of two such, the sums of their halves, a pair of one beside a pair of the other. */
-__attribute__((target(VNNI_TARGET))) static inline __m512i halves512(__m512i a, __m512i b) {
-    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
-}
-
-/* sum + four products a lane, of unsigned codes and signed activations. The intrinsic makes GCC
- * copy the sum to and fro, and a tile take a third longer. */
-__attribute__((target(VNNI_TARGET), always_inline)) static inline __m512i dot512(
-    __m512i sum, __m512i codes, __m512i x) {
+/* VNNI: instructions that add four products of unsigned codes and signed activations to a sum. The
+ * intrinsics make GCC copy the sum to and fro, and a tile take a third longer. */
+#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+VNNI static inline ints64 dot64(ints64 sum, bytes64 codes, bytes64 x) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
     return sum;
 }
 
-#define WHOLE512(place) _mm512_loadu_si512(place)
-#define TAIL512(place) _mm512_maskz_loadu_epi8(tail, place)
+VNNI static inline bytes64 tail64(const void *place, uint32_t left) {
+    return (bytes64)_mm512_maskz_loadu_epi8(~(__mmask64)0 >> (64 - left), place);
+}
+
+VNNI static inline void fold64(const ints64 *v, int32_t *totals) {
+    const __m512i a = (__m512i)v[0], b = (__m512i)v[1], c = (__m512i)v[2], d = (__m512i)v[3];
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    ints64 all = (ints64)_mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd),
+                                          _mm512_unpackhi_epi64(ab, cd));
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)all),
+                                    _mm512_extracti64x4_epi64((__m512i)all, 1));
+    _mm_storeu_si128((__m128i *)totals, half256((ints32)half));
+}
+
 /* Odd codes of 4 bits are taken times 16, as they lie. */
-#define VNNI_8(LOAD)                                                                               \
+#define VNNI_8(size, LOAD)                                                                         \
     {                                                                                              \
-        const __m512i flip = _mm512_set1_epi8((char)0x80);                                         \
-        SOON(codes + i);                                                                           \
-        even = dot512(even, _mm512_xor_si512(LOAD(codes + i), flip), LOAD(x + i));    \
+        if (i % 64 == 0) SOON(codes + i);                                                          \
+        even = dot##size(even, LOAD(size, codes + i) ^ 0x80, LOAD(size, x + i));                   \
     }
-#define VNNI_4(LOAD)                                                                               \
+#define VNNI_4(size, LOAD)                                                                         \
     {                                                                                              \
-        const __m512i flip = _mm512_set1_epi8((char)0x88), low = _mm512_set1_epi8(15);             \
-        SOON(codes + i);                                                                           \
-        __m512i both = _mm512_xor_si512(LOAD(codes + i), flip);                                    \
-        even = dot512(even, _mm512_and_si512(both, low), LOAD(x + i));                \
-        odd = dot512(odd, _mm512_andnot_si512(low, both), LOAD(x + n + i));           \
+        if (i % 64 == 0) SOON(codes + i);                                                          \
+        bytes##size both = LOAD(size, codes + i) ^ 0x88;                                           \
+        even = dot##size(even, both & 0x0f, LOAD(size, x + i));                                    \
+        odd = dot##size(odd, both & 0xf0, LOAD(size, x + n + i));                                  \
     }
-#define LINES(bits, lines)                                                                         \
-    case lines: vnni_lines##bits(lines, codes, x, n, count, sums); return;
+#define LINES(name, lines)                                                                         \
+    case lines: name(lines, codes, x, n, count, sums); return;
 /* n: bytes of a row, `lines` times 64 and a rest. Row after row by the same few instructions: where
  * `lines` is a constant, a row has no branch, and fetching nearly keeps up with reading alone. */
-#define VNNI_ROWS(bits, SUMS)                                                                      \
-    __attribute__((target(VNNI_TARGET), always_inline)) static inline void vnni_lines##bits(       \
+#define VNNI_ROWS(name, TARGET, size, bits)                                                        \
+    TARGET __attribute__((always_inline)) static inline void name##_lines##bits(                   \
         size_t lines, const uint8_t *codes, const int8_t *x, size_t n, uint32_t count,             \
         int32_t *sums) {                                                                           \
-        const __mmask64 tail = n % 64 ? ~(__mmask64)0 >> (64 - n % 64) : 0;                        \
-        for (const int32_t *end = sums + count; sums < end; sums += ROWS) {                        \
-            __m512i parts[4];                                                                      \
-            _Pragma("GCC unroll 1") for (int four = 0; four < 4; four++) {                         \
-                __m512i sum[4];                                                                    \
-                _Pragma("GCC unroll 1") for (int r = 0; r < 4; r++, codes += n) {                  \
-                    __m512i even = {0}, odd = {0};                                                 \
-                    size_t i = 0;                                                                  \
-                    _Pragma("GCC unroll 24") for (; i < 64 * lines; i += 64) SUMS(WHOLE512)        \
-                    if (tail) SUMS(TAIL512)                                                        \
-                    sum[r] = _mm512_add_epi32(even, _mm512_srai_epi32(odd, 4));                \
+        for (const int32_t *end = sums + count; sums < end; sums += 4) {                           \
+            ints##size sum[4];                                                                     \
+            _Pragma("GCC unroll 1") for (int r = 0; r < 4; r++, codes += n) {                      \
+                ints##size even = {0}, odd = {0};                                                  \
+                size_t i = 0;                                                                      \
+                _Pragma("GCC unroll 48") for (; i < 64 * lines; i += size)                         \
+                    VNNI_##bits(size, WHOLE)                                                       \
+                if (size < 64 && i + size <= n) {                                                  \
+                    VNNI_##bits(size, WHOLE)                                                       \
+                    i += size;                                                                     \
                 }                                                                                  \
-                parts[four] = quarters512(sum);                                                    \
+                if (i < n) VNNI_##bits(size, TAIL)                                                 \
+                sum[r] = even + (odd >> 4);                                                        \
             }                                                                                      \
-            __m512i ab = halves512(parts[0], parts[1]), cd = halves512(parts[2], parts[3]);        \
-            _mm512_storeu_si512(sums, _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88),         \
-                                                       _mm512_shuffle_i32x4(ab, cd, 0xdd)));       \
+            fold##size(sum, sums);                                                                 \
         }                                                                                          \
     }                                                                                              \
-    __attribute__((target(VNNI_TARGET))) static void vnni_rows##bits(                              \
-        const uint8_t *codes, const int8_t *x, uint32_t in, uint32_t count, int32_t *sums) {       \
+    TARGET static void name##_rows##bits(const uint8_t *codes, const int8_t *x, uint32_t in,       \
+                                         uint32_t count, int32_t *sums) {                          \
         const size_t n = (size_t)in * bits / 8;                                                    \
         switch (n / 64) {                                                                          \
-            LINES(bits, 1) LINES(bits, 2) LINES(bits, 3) LINES(bits, 4) LINES(bits, 5)             \
-            LINES(bits, 6) LINES(bits, 7) LINES(bits, 8) LINES(bits, 9) LINES(bits, 10)            \
-            LINES(bits, 11) LINES(bits, 12) LINES(bits, 13) LINES(bits, 14) LINES(bits, 15)        \
-            LINES(bits, 16) LINES(bits, 17) LINES(bits, 18) LINES(bits, 19) LINES(bits, 20)        \
-            LINES(bits, 21) LINES(bits, 22) LINES(bits, 23) LINES(bits, 24)                        \
-            default: vnni_lines##bits(n / 64, codes, x, n, count, sums);                           \
+            FIRST_LINES(name##_lines##bits)                                                        \
+            default: name##_lines##bits(n / 64, codes, x, n, count, sums);                         \
         }                                                                                          \
     }
-VNNI_ROWS(8, VNNI_8)
-VNNI_ROWS(4, VNNI_4)
+#define FIRST_LINES(f)                                                                             \
+    LINES(f, 1) LINES(f, 2) LINES(f, 3) LINES(f, 4) LINES(f, 5) LINES(f, 6) LINES(f, 7)            \
+    LINES(f, 8) LINES(f, 9) LINES(f, 10) LINES(f, 11) LINES(f, 12) LINES(f, 13) LINES(f, 14)       \
+    LINES(f, 15) LINES(f, 16) LINES(f, 17) LINES(f, 18) LINES(f, 19) LINES(f, 20) LINES(f, 21)     \
+    LINES(f, 22) LINES(f, 23) LINES(f, 24)
+#define VNNI_KERNELS(name, TARGET, size, count)                                                    \
+    VNNI_ROWS(name, TARGET, size, 8)                                                               \
+    VNNI_ROWS(name, TARGET, size, 4)                                                               \
+    TILE(name, TARGET, size, count, dot##size)
+VNNI_KERNELS(vnni, VNNI, 64, 4)
 
-__attribute__((target(VNNI_TARGET))) static void vnni_tile(const uint8_t *panel, const int8_t *x,
-                                                           uint32_t n, int32_t *sums) {
-    __m512i sum[TOKENS][4] = {{{0}}};
-    for (uint32_t i = 0; i < n; i += 4) {
-        const uint8_t *codes = panel + in_panel(0, i);
-        __m512i w[4];
-        for (int r = 0; r < 4; r++) w[r] = WHOLE512(codes + 64 * r);
-        for (int t = 0; t < TOKENS; t++) {
-            __m512i four = _mm512_set1_epi32(word(x + (size_t)t * n + i));
-            for (int r = 0; r < 4; r++) sum[t][r] = dot512(sum[t][r], w[r], four);
-        }
-    }
-    memcpy(sums, sum, sizeof sum);
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define AVXVNNI __attribute__((target("avx2,avxvnni")))
+AVXVNNI static inline ints32 dot32(ints32 sum, bytes32 codes, bytes32 x) {
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
+    return sum;
 }
+VNNI_KERNELS(avxvnni, AVXVNNI, 32, 2)
+
+static int has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1 << 4;
+}
+#endif
 #endif
 
 #ifdef NEON
@@ -552,22 +556,8 @@ NEON_KERNELS(neon, NEON_TARGET, neon_add)
 #endif
 NEON_KERNELS(dot, DOT_TARGET, vdotq_s32)
 
-DOT_TARGET static void dot_tile(const uint8_t *panel, const int8_t *x, uint32_t n,
-                                int32_t *sums) {
-    for (int first = 0; first < PANEL; first += 16) {
-        int32x4_t sum[TOKENS][4] = {{{0}}};
-        for (uint32_t i = 0; i < n; i += 4) {
-            const int8_t *codes = (const int8_t *)panel + in_panel(first, i);
-            int8x16_t w[4];
-            for (int r = 0; r < 4; r++) w[r] = vld1q_s8(codes + 16 * r);
-            for (int t = 0; t < TOKENS; t++) {
-                int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(word(x + (size_t)t * n + i)));
-                for (int r = 0; r < 4; r++) sum[t][r] = vdotq_s32(sum[t][r], w[r], four);
-            }
-        }
-        for (int t = 0; t < TOKENS; t++) memcpy(sums + t * PANEL + first, sum[t], sizeof sum[t]);
-    }
-}
+#define DOT16(sum, w, x) ((ints16)vdotq_s32((int32x4_t)(sum), (int8x16_t)(w), (int8x16_t)(x)))
+TILE(dot, DOT_TARGET, 16, 4, DOT16)
 #endif
 
 /* 0: no NEON, 1: NEON, 2: its dot product too. */
@@ -785,10 +775,17 @@ static void choose(tsm_model *m, int simd) {
         m->kernels = avx2;
         m->simd = 1;
     }
-    if (simd >= 2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+#ifdef AVXVNNI
+    const kernels avxvnni = {avxvnni_rows8, avxvnni_rows4, avxvnni_tile, 1, 1};
+    if (simd >= 2 && m->simd == 1 && has_avxvnni()) {
+        m->kernels = avxvnni;
+        m->simd = 2;
+    }
+#endif
+    if (simd >= 3 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
         m->kernels = vnni;
-        m->simd = 2;
+        m->simd = 3;
     }
 #elif defined(NEON)
     const kernels neon = {neon_rows8, neon_rows4, NULL, 0, 0};

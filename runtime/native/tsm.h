@@ -33,14 +33,14 @@ size_t tsm_place_count(const tsm_spec *spec);
 
 /* A model over `file`, which must outlive it. `places` are offsets in the file. NULL: a place that
  * reaches beyond the file, or no memory. `simd`: which instructions, of those that this CPU has:
- * 0 plain C, 1 AVX2 or NEON, 2 AVX-512 VNNI or NEON's dot product; a lower one is taken where it
- * is missing. `threads`: how many compute, the caller's among them, 1 at least; the result is the
+ * 0 plain C, 1 AVX2 or NEON, 2 AVX-VNNI or NEON's dot product, 3 AVX-512 VNNI; a lower one is taken
+ * where it is missing. `threads`: how many compute, the caller's among them, 1 at least; the result is the
  * same to the bit. One model reads one text at a time. */
 tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
                    const uint64_t *places, size_t place_count, int simd, uint32_t threads);
 void tsm_free(tsm_model *model);
 
-/* What tsm_new chose: 0, 1 or 2. */
+/* What tsm_new chose, as there. */
 int tsm_simd(const tsm_model *model);
 
 /* Reads `count` tokens and moves the state on: layers x channels, and of history layers x

@@ -31,7 +31,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t *file = malloc(size ? size : 1); /* of the very size: a byte beyond it is found */
     memcpy(file, data, size);
     size_t given = count < MOST_PLACES ? count : MOST_PLACES;
-    tsm_model *model = tsm_new(&spec, file, size, places, given, choices[1] % 3, 1);
+    tsm_model *model = tsm_new(&spec, file, size, places, given, choices[1] % 4, 1);
     if (model) {
         size_t tokens = choices[2] % MOST_TOKENS, channels = (size_t)spec.layers * spec.channels;
         size_t history = (size_t)spec.layers * (spec.taps - 1) * spec.width;
