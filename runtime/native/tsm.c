@@ -445,15 +445,17 @@ VNNI static inline void fold64(const ints64 *v, int32_t *totals) {
                                          uint32_t count, int32_t *sums) {                          \
         const size_t n = (size_t)in * bits / 8;                                                    \
         switch (n / 64) {                                                                          \
-            FIRST_LINES(name##_lines##bits)                                                        \
+            LINES_##bits(name##_lines##bits)                                                       \
             default: name##_lines##bits(n / 64, codes, x, n, count, sums);                         \
         }                                                                                          \
     }
-#define FIRST_LINES(f)                                                                             \
+/* Widths up to 1,600. */
+#define LINES_4(f)                                                                                 \
     LINES(f, 1) LINES(f, 2) LINES(f, 3) LINES(f, 4) LINES(f, 5) LINES(f, 6) LINES(f, 7)            \
-    LINES(f, 8) LINES(f, 9) LINES(f, 10) LINES(f, 11) LINES(f, 12) LINES(f, 13) LINES(f, 14)       \
-    LINES(f, 15) LINES(f, 16) LINES(f, 17) LINES(f, 18) LINES(f, 19) LINES(f, 20) LINES(f, 21)     \
-    LINES(f, 22) LINES(f, 23) LINES(f, 24)
+    LINES(f, 8) LINES(f, 9) LINES(f, 10) LINES(f, 11) LINES(f, 12)
+#define LINES_8(f)                                                                                 \
+    LINES_4(f) LINES(f, 13) LINES(f, 14) LINES(f, 15) LINES(f, 16) LINES(f, 17) LINES(f, 18)       \
+    LINES(f, 19) LINES(f, 20) LINES(f, 21) LINES(f, 22) LINES(f, 23) LINES(f, 24)
 #define VNNI_KERNELS(name, TARGET, size, count)                                                    \
     VNNI_ROWS(name, TARGET, size, 8)                                                               \
     VNNI_ROWS(name, TARGET, size, 4)                                                               \
