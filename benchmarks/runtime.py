@@ -4,6 +4,7 @@ speed at which the machine can read its weights.
 
     python benchmarks/runtime.py
     python benchmarks/runtime.py runs/mine-int4.tflite
+    python benchmarks/runtime.py --instructions
 
 Generating goes through the runtime's own loop, sampling on, at temperature 0.8. The engines take
 turns, and medians count. One thread each. The engine alone and reading take turns, too
@@ -24,7 +25,7 @@ from pathlib import Path
 from ceiling import of_ceiling
 from results import append
 
-from tsm.runtime.artifact import open_artifact
+from tsm.runtime.artifact import Artifact, open_artifact
 from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
 from tsm.runtime.native_engine import NativeEngine
 from tsm.runtime.sampling import Sampling
@@ -42,6 +43,10 @@ with open("/proc/self/status") as lines:
     print(next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")))
 """
 READ_BYTES, TURN_BYTES, TURNS, LONG_BYTES = 1024, 200, 15, 10_000
+INSTRUCTIONS = {
+    "x86_64": ("plain C", "AVX2", "AVX-VNNI", "AVX-512 VNNI"),
+    "aarch64": ("plain C", "NEON", "NEON, dot product"),
+}
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
@@ -50,8 +55,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("artifact", nargs="?", type=Path, default=SHIPPED_MODEL)
-    path = parser.parse_args().artifact
+    parser.add_argument(
+        "--instructions", action="store_true", help="the C engine alone, by each kind that is here"
+    )
+    arguments = parser.parse_args()
+    path = arguments.artifact
     artifact = open_artifact(path)
+    if arguments.instructions:
+        _instructions(artifact)
+        return 0
     engines = {kind: open_engine(artifact, kind) for kind in kinds(artifact)}
     made: dict[str, list[float]] = {kind: [] for kind in engines}
     read: dict[str, list[float]] = {kind: [] for kind in engines}
@@ -74,6 +86,30 @@ def main() -> int:
             found.update(of_ceiling(engine))
         print(append(RESULTS, found))
     return 0
+
+
+def _instructions(artifact: Artifact) -> None:
+    """Of each kind a byte a call, and a prompt, in turns: medians."""
+    engines = {engine.simd: engine for engine in (NativeEngine(artifact, n) for n in range(4))}
+    alone: dict[int, list[float]] = {simd: [] for simd in engines}
+    read: dict[int, list[float]] = {simd: [] for simd in engines}
+    for _ in range(TURNS):
+        for simd, engine in engines.items():
+            started = time.perf_counter()
+            for count in range(TURN_BYTES):
+                engine.feed(bytes([32 + count % 90]))
+            alone[simd].append((time.perf_counter() - started) / TURN_BYTES)
+            started = time.perf_counter()
+            engine.feed(b"x" * READ_BYTES)
+            read[simd].append(READ_BYTES / (time.perf_counter() - started))
+    for simd in engines:
+        found = {
+            "artifact": Path(artifact.path).name,
+            "instructions": INSTRUCTIONS[os.uname().machine][simd],
+            "engine_microseconds_per_byte": 1e6 * statistics.median(alone[simd]),
+            "read_bytes_per_second": statistics.median(read[simd]),
+        }
+        print(append(RESULTS, found))
 
 
 def _seconds(engine: Engine, seed: int) -> float:
