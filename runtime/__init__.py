@@ -6,20 +6,31 @@ TYPE_CHECKING = False
 
 
 if TYPE_CHECKING:
+    from tsm.runtime.artifact import ArtifactError
+    from tsm.runtime.engines import EngineError
     from tsm.runtime.grammar import Grammar
-    from tsm.runtime.sampling import Sampling
+    from tsm.runtime.sampling import GrammarError, Sampling, SamplingError
+    from tsm.runtime.state import StateError
     from tsm.runtime.stream import Model, Stream, load
 
-__all__ = ["Grammar", "Model", "Sampling", "Stream", "load"]
+__all__ = [
+    "ArtifactError",
+    "EngineError",
+    "Grammar",
+    "GrammarError",
+    "Model",
+    "Sampling",
+    "SamplingError",
+    "StateError",
+    "Stream",
+    "load",
+]
+_PLACES = {"ArtifactError": "artifact", "EngineError": "engines", "Grammar": "grammar"}
 
 
 def __getattr__(name: str) -> object:  # so that its modules start alone, without the others
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "Grammar":
-        from tsm.runtime.grammar import Grammar
+    from importlib import import_module
 
-        return Grammar
-    from tsm.runtime import stream
-
-    return getattr(stream, name)
+    return getattr(import_module(f"tsm.runtime.{_PLACES.get(name, 'stream')}"), name)

@@ -128,7 +128,7 @@ class Decoder:
         byte = self._read(1)
         self._zeros += not byte
         if self._zeros > ZEROS:
-            raise CommandError("cut short, wanted all of its code")
+            raise CommandError("damaged or cut short, wanted all of its code")
         self._code = self._code << 8 | int.from_bytes(byte, "big")
 
 
@@ -264,6 +264,8 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         elif name != "-":
             name += SUFFIX
         arguments.out = name
+    if arguments.out == "-" and not arguments.decompress and sys.stdout.isatty():
+        parser.error("compressed data found on its way to a terminal, wanted --out FILE or a pipe")
     if arguments.json and arguments.out == "-":
         parser.error("--json found with the file itself on standard output, wanted --out FILE")
     return arguments

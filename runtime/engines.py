@@ -335,10 +335,13 @@ def open_engine(
         if kind in ("", each):
             kind = each
             break
-    if not found:
-        package = "ai-edge-litert" if _is_tflite(artifact) else "onnxruntime"
-        raise EngineError(f"{artifact.path}: no engine found, wanted: pip install {package}")
     if kind not in found:
+        missing = _missing(artifact)
+        if kind in missing:
+            raise EngineError(f"engine {kind} is not installed, wanted: {missing[kind]}")
+        if not found:
+            wanted = " or ".join(missing.values())
+            raise EngineError(f"{artifact.path}: no engine found, wanted: {wanted}")
         raise EngineError(
             f"{artifact.path}: engine {kind} cannot run it, wanted {' or '.join(found)}"
         )
@@ -352,6 +355,15 @@ def open_engine(
     except Exception as error:  # interpreters raise their own types, some of many lines
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EngineError(f"{artifact.path}: the interpreter refused it ({reason})") from error
+
+
+def _missing(artifact: Artifact) -> dict[str, str]:
+    """How to install the engines that could run this artifact."""
+    by_hand = "make native (native_engine.py says how without make)"
+    compiled = {"native": by_hand} if artifact.places else {}
+    if _is_tflite(artifact):
+        return {**compiled, "litert": "pip install ai-edge-litert"}
+    return {**compiled, "onnx": "pip install onnxruntime"}
 
 
 def kinds(artifact: Artifact) -> list[str]:

@@ -45,6 +45,6 @@ def written(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(beside)
-        if isinstance(error, OSError):  # a full disk does not say whose
-            error.filename = error.filename or str(path)
+        if isinstance(error, OSError) and error.filename in (None, beside):
+            error.filename = str(path)  # a full disk does not say whose
         raise

@@ -3,7 +3,8 @@
 
 The library is compiled into the wheel, or by `make native`, or by hand:
 
-    cd runtime/native && cc -O3 -ffp-contract=off -fPIC -shared -o libtsm.so tsm.c -lm -pthread
+    cd runtime/native
+    cc -O3 -ffp-contract=off -Wno-psabi -fPIC -shared -o libtsm.so tsm.c -lm -pthread
 """
 
 from __future__ import annotations

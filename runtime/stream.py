@@ -83,7 +83,10 @@ def _some(pieces: Iterator[str]) -> str | None:
 def _compiled(regex: str | re.Pattern[str]) -> re.Pattern[str]:
     import re  # not for those who have none
 
-    return re.compile(regex)
+    try:
+        return re.compile(regex)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise SamplingError(f"regex: {regex!r} is none ({error})") from None
 
 
 class Model:
@@ -98,7 +101,11 @@ class Model:
         self, sampling: Sampling | None = None, *, grammar: Grammar | None = None, rewind: int = 0
     ) -> Stream:
         """A fresh text. `rewind`: by how many bytes it can be rewound, at a snapshot of the state
-        for every 256 of them."""
+        for every 256 of them. Raises StateError or GrammarError."""
+        if rewind < 0:
+            raise StateError(f"rewind: found {rewind}, wanted 0 or more bytes")
+        if isinstance(grammar, str):
+            raise GrammarError("grammar: found a string, wanted a Grammar of it")
         return Stream(self, sampling or Sampling(), grammar, rewind)
 
     def load_stream(self, path: str | os.PathLike[str], *, rewind: int = 0) -> Stream:
@@ -229,6 +236,8 @@ class Stream:
     ) -> Iterator[str]:
         """Yields text as it comes, of `count` bytes at most; it ends before any of the strings
         `stops` and any match of `regexes` (text.py). The stream has drawn these, too."""
+        if not all(stops):
+            raise SamplingError("stops: found an empty one, wanted text")
         patterns = list(map(_compiled, regexes))
         source = self.generate_bytes(count, observe=observe)
         if (yield from decode_text(source, stops, patterns)):

@@ -35,7 +35,8 @@ def decode_text(
             if match:
                 found.append(match.start() - len(before))
         if found:
-            yield held[: min(found)]
+            if min(found):
+                yield held[: min(found)]
             return True
         safe = len(held) - max(_stop_begun(held, stops), REGEX_WINDOW - 1 if regexes else 0)
         if safe > 0:
@@ -43,7 +44,9 @@ def decode_text(
             if regexes:
                 before = (before + held[:safe])[-REGEX_WINDOW:]  # for what looks behind
             held = held[safe:]
-    yield held + decoder.decode(b"", final=True)
+    rest = held + decoder.decode(b"", final=True)
+    if rest:
+        yield rest
     return False
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tsm import runtime
 from tsm.runtime import Sampling, engines, load, prompt_cache, state, stream
 from tsm.runtime.state import StateError
 
@@ -414,3 +415,18 @@ def test_what_a_byte_was_drawn_from_is_known_until_the_next(native):
     text.feed(b"x")
     with pytest.raises(StateError, match="wanted one that was"):
         text.drawn_from()
+
+
+def test_wrong_arguments_of_the_api_are_refused_by_its_own_errors(native):
+    with pytest.raises(runtime.StateError, match="rewind: found -1, wanted 0 or more"):
+        native.stream(rewind=-1)
+    with pytest.raises(runtime.GrammarError, match="found a string, wanted a Grammar"):
+        native.stream(grammar="[0-9]")
+    for wrong in ({"stops": ["a", ""]}, {"regexes": ["("]}):
+        with pytest.raises(runtime.SamplingError, match="^(stops: found an empty|regex: '[(]' is)"):
+            next(native.stream().generate(5, **wrong))
+
+
+def test_all_errors_are_in_the_package():
+    for name in runtime.__all__:
+        assert getattr(runtime, name).__name__ == name

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsm.runtime import bench, command, compress, describe, engines, files, score
+from tsm.runtime import artifact, bench, command, compress, describe, engines, files, score
 from tsm.runtime.artifact import open_artifact
 from tsm.runtime.native_engine import NativeEngine
 from tsm.training import evaluate
@@ -96,6 +96,18 @@ def test_compressing_wants_the_native_engine(monkeypatch, capsys):
     assert compress.main([os.devnull, "--out", "/tmp/x"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "the native engine is not here" in err
+
+
+def test_an_engine_that_is_not_installed_says_how_it_would_be(monkeypatch):
+    found = artifact.open_artifact(engines.SHIPPED_MODEL)
+    monkeypatch.setattr(engines, "_package", lambda name: None)
+    with pytest.raises(engines.EngineError, match="litert is not installed, wanted: pip install"):
+        engines.open_engine(found, "litert")
+    monkeypatch.setattr(engines, "native_library", lambda: None)
+    with pytest.raises(engines.EngineError, match="native is not installed, wanted: make native"):
+        engines.open_engine(found, "native")
+    with pytest.raises(engines.EngineError, match="wanted: make native .* or pip install ai-edge"):
+        engines.open_engine(found)
 
 
 def test_an_interrupt_ends_quietly_and_leaves_no_file(tmp_path):

@@ -1,7 +1,7 @@
 /* The Topological Sequence Model on a CPU, computed from the quantized weights of a .tflite or .onnx
  * artifact where they lie. C99 and libm; nothing is allocated but one model's working memory.
  *
- *     cc -O3 -ffp-contract=off -fPIC -shared -o libtsm.so tsm.c -lm -pthread
+ *     cc -O3 -ffp-contract=off -Wno-psabi -fPIC -shared -o libtsm.so tsm.c -lm -pthread
  */
 #ifndef TSM_H
 #define TSM_H
@@ -28,7 +28,8 @@ uint32_t tsm_version(void);
 
 /* How many places tsm_new wants for a spec, in this order: embed; for each layer short (one a
  * tap), radius, and then codes and scales of in, out, mlp.in and mlp.out; codes and scales of
- * head. 0: not a spec that this library runs. */
+ * head. 0: not a spec that this library runs. An artifact has them in its JSON header, `places` by
+ * name (runtime/artifact.py reads it). */
 size_t tsm_place_count(const tsm_spec *spec);
 
 /* A model over `file`, which must outlive it. `places` are offsets in the file. NULL: a place that
@@ -44,7 +45,7 @@ void tsm_free(tsm_model *model);
 int tsm_simd(const tsm_model *model);
 
 /* Reads `count` tokens and moves the state on: layers x channels, and of history layers x
- * (taps - 1) x width.
+ * (taps - 1) x width; zeros before the first token.
  * logits: vocabulary after the last token, or after each of them if `every`. A token beyond the
  * vocabulary is refused: -1, and nothing has changed; else 0. */
 int tsm_read(tsm_model *model, float *channels, float *history, const uint8_t *tokens, size_t count,
