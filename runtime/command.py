@@ -144,8 +144,12 @@ class Parser(Group):
 
             return parse
 
-        raw = argparse.RawDescriptionHelpFormatter
-        kind = argparse.ArgumentDefaultsHelpFormatter if self.defaults else raw
+        class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+            def _get_help_string(self, action: argparse.Action) -> str | None:
+                told = action.default not in ("", [], False, None)
+                return super()._get_help_string(action) if told else action.help
+
+        kind = Defaults if self.defaults else argparse.RawDescriptionHelpFormatter
         try:  # argparse would import shutil, and that bz2 and lzma, to ask for it
             columns = int(os.environ.get("COLUMNS", "")) or os.get_terminal_size().columns
         except (OSError, ValueError):
