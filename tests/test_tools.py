@@ -98,6 +98,16 @@ def test_compressing_wants_the_native_engine(monkeypatch, capsys):
     assert err.count("\n") == 1 and "the native engine is not here" in err
 
 
+def test_what_compress_cannot_write_is_named_as_it_was_given(tmp_path, capsys, monkeypatch):
+    place = tmp_path / "nowhere" / "x.tsm"
+    assert compress.main([os.devnull, "--out", str(place)]) == 2
+    assert capsys.readouterr().err == f"tsm-compress: {place}: no such file or directory\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        compress.main([os.devnull, "--out", "-"])
+    assert "on its way to a terminal" in capsys.readouterr().err
+
+
 def test_an_engine_that_is_not_installed_says_how_it_would_be(monkeypatch):
     found = artifact.open_artifact(engines.SHIPPED_MODEL)
     monkeypatch.setattr(engines, "_package", lambda name: None)
