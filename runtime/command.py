@@ -146,8 +146,8 @@ class Parser(Group):
 
         class Defaults(argparse.ArgumentDefaultsHelpFormatter):
             def _get_help_string(self, action: argparse.Action) -> str | None:
-                told = action.default not in ("", [], False, None)
-                return super()._get_help_string(action) if told else action.help
+                none = action.default in (None, "", []) or action.default is False
+                return action.help if none else super()._get_help_string(action)
 
         kind = Defaults if self.defaults else argparse.RawDescriptionHelpFormatter
         try:  # argparse would import shutil, and that bz2 and lzma, to ask for it
