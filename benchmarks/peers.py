@@ -1,5 +1,5 @@
 """TSM against llama.cpp at equal parameters: decoding by position and reading a prompt, interleaved
-in one process, and how much of the machine's reading speed is reached.
+in one process.
 
     python benchmarks/peers.py                   # the shipped model, silent units and all
     python benchmarks/peers.py --int8 runtime/shakespeare-int8.tflite --int4 mine-int4.tflite

@@ -127,8 +127,6 @@ VECTORS(32)
 VECTORS(64)
 #define WHOLE(size, place) (*(const bytes##size##_at *)(place))
 #define TAIL(size, place) tail##size(place, (uint32_t)(n - i))
-typedef uint8_t sixteen __attribute__((vector_size(16)));
-typedef uint32_t words __attribute__((vector_size(16)));
 #define INLINE static inline __attribute__((always_inline))
 /* A loop whose turns do not depend on each other, though some of its arrays may be one. */
 #ifdef __clang__
@@ -136,7 +134,7 @@ typedef uint32_t words __attribute__((vector_size(16)));
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define EACH _Pragma("GCC ivdep")
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (words){__VA_ARGS__})
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints16){__VA_ARGS__})
 #endif
 #pragma GCC diagnostic ignored "-Wpsabi"
 
@@ -396,10 +394,8 @@ VNNI static inline void fold64(const ints64 *v, int32_t *totals) {
     const __m512i a = (__m512i)v[0], b = (__m512i)v[1], c = (__m512i)v[2], d = (__m512i)v[3];
     __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    ints64 all = (ints64)_mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd),
-                                          _mm512_unpackhi_epi64(ab, cd));
-    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)all),
-                                    _mm512_extracti64x4_epi64((__m512i)all, 1));
+    __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
     _mm_storeu_si128((__m128i *)totals, half256((ints32)half));
 }
 
@@ -579,11 +575,11 @@ static int arm_simd(void) {
 #endif
 
 /* `count` codes each of four rows to a panel. */
-INLINE void put(const sixteen *rows, uint32_t count, uint8_t *panel) {
-    words a = (words)rows[0], b = (words)rows[1], c = (words)rows[2], d = (words)rows[3];
-    words ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
-    words more_ab = SHUFFLE(a, b, 2, 6, 3, 7), more_cd = SHUFFLE(c, d, 2, 6, 3, 7);
-    words places[4] = {SHUFFLE(ab, cd, 0, 1, 4, 5), SHUFFLE(ab, cd, 2, 3, 6, 7),
+INLINE void put(const bytes16 *rows, uint32_t count, uint8_t *panel) {
+    ints16 a = (ints16)rows[0], b = (ints16)rows[1], c = (ints16)rows[2], d = (ints16)rows[3];
+    ints16 ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+    ints16 more_ab = SHUFFLE(a, b, 2, 6, 3, 7), more_cd = SHUFFLE(c, d, 2, 6, 3, 7);
+    ints16 places[4] = {SHUFFLE(ab, cd, 0, 1, 4, 5), SHUFFLE(ab, cd, 2, 3, 6, 7),
                        SHUFFLE(more_ab, more_cd, 0, 1, 4, 5),
                        SHUFFLE(more_ab, more_cd, 2, 3, 6, 7)};
     for (uint32_t i = 0; i < count / 4; i++) memcpy(panel + in_panel(0, 4 * i), &places[i], 16);
@@ -593,7 +589,7 @@ INLINE void put(const sixteen *rows, uint32_t count, uint8_t *panel) {
 INLINE void unpack_four(const uint8_t *rows, size_t row, uint32_t bits, int raised, uint32_t i,
                         uint32_t count, uint8_t *panel) {
     const uint8_t flip = raised ? 128 : 0, eight = raised ? 0 : 8;
-    sixteen both[4] = {{0}}, even[4], odd[4];
+    bytes16 both[4] = {{0}}, even[4], odd[4];
     for (int r = 0; r < 4; r++) {
         __builtin_prefetch(rows + r * row + i + 4 * AHEAD);
         memcpy(&both[r], rows + r * row + i, count);
