@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tsm.runtime.native_engine import NativeEngine
+from tsm.runtime.engines.native import NativeEngine
 
 SOURCE = Path(__file__).parent / "bandwidth.c"
 LIBRARY = SOURCE.parent.parent / "build" / "bandwidth.so"
@@ -27,8 +27,8 @@ def of_ceiling(engine: NativeEngine) -> dict[str, float]:
     command = ["cc", "-O3", "-march=native", "-shared", "-fPIC", "-o", LIBRARY, SOURCE]
     subprocess.run(command, check=True)
     library = ctypes.CDLL(str(LIBRARY))
-    memory = ctypes.byref(ctypes.c_char.from_buffer(engine._file))
-    lines = ctypes.c_size_t(len(engine._file) // LINE_BYTES)
+    memory = ctypes.byref(ctypes.c_char.from_buffer(engine._mapped))
+    lines = ctypes.c_size_t(len(engine._mapped) // LINE_BYTES)
     model = engine._library.tsm_read, ctypes.c_void_p(engine._model)
 
     def read(ahead: int) -> None:
@@ -42,10 +42,10 @@ def of_ceiling(engine: NativeEngine) -> dict[str, float]:
     for _ in range(TURNS):
         alone.append(_seconds(generate))
         fastest.append(min(_seconds(lambda a=ahead: read(a)) for ahead in AHEAD))
-        parts.append(weights_bytes(engine.artifact) / len(engine._file) * fastest[-1] / alone[-1])
+        parts.append(weights_bytes(engine.artifact) / len(engine._mapped) * fastest[-1] / alone[-1])
     return {
         "engine_microseconds_per_byte": 1e6 * statistics.median(alone) / CALLS,
-        "reading_bytes_per_second": CALLS * len(engine._file) / statistics.median(fastest),
+        "reading_bytes_per_second": CALLS * len(engine._mapped) / statistics.median(fastest),
         "of_ceiling": statistics.median(parts),
     }
 

@@ -20,6 +20,7 @@ import step
 from results import read
 
 DOCS = Path(__file__).parent.parent / "docs"
+KINDS = ("eager", "fused")  # of attention: with all its scores in memory, and without
 STYLES = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "x"), ("--", "v"), (":", "P")]
 
 
@@ -51,70 +52,116 @@ def page(
 ) -> str:
     parts = [
         "# Comparison",
-        "Written by `python benchmarks/comparison.py` from `benchmarks/*.jsonl`; do not edit. "
-        "Every system is a mixer in the same block (GPT-2 has its own block), trained by the "
-        "same loop on the same batches, and passes the leak test of `tests/test_mixers.py`. "
-        "The Linformer is a block-causal, modified one: the original sees its future.",
+        "Every system is a mixer in the same block (GPT-2 has its own), trained by the same loop "
+        "on the same batches. No system sees a later byte (`tests/test_mixers.py`); the Linformer "
+        "is block-causal for that. Written by `python benchmarks/comparison.py` from "
+        "`benchmarks/*.jsonl`; do not edit.",
     ]
+    if losses and costs and recalls:
+        parts += ["## What to take from it", _summary(losses, costs)]
     if losses:
         parts += [
             "## Loss at equal parameters and tokens",
-            f"Tiny Shakespeare, {losses[0]['steps']} updates of {quality.TOKENS} bytes; validation "
-            f"on the whole last 10% in fresh windows of {quality.WINDOW}. Each system is tuned "
-            "alike: with one seed the peak rate is halved and doubled until the best one lies "
-            "between two that are worse; it is shown over the seeds that have run (spread: "
-            "standard deviation). *Averaged*: an exponential moving average of the weights in "
-            "place of the last ones. "
-            f"{_where(losses)}",
+            f"Tiny Shakespeare, about {losses[0]['parameters'] / 1e6:.1f}M parameters, "
+            f"{losses[0]['steps']} steps of {quality.TOKENS:,} bytes, dropout 0.1; loss on the "
+            f"last 10% in fresh windows of {quality.WINDOW}; mean and standard deviation of "
+            f"{len(quality.SEEDS)} seeds, each system at its own best learning rate. "
+            f"`python benchmarks/quality.py`; {_where(losses)}",
             quality.table(losses, quality.SYSTEMS),
-            "### The TSM less or more one thing",
-            "At the best rate of the TSM, or of its form with a matrix per head, equal parameters "
-            "and the same seeds: differences between "
-            "lines are less noisy than the spread of each.",
+            "### What the TSM is made of",
+            "One thing changed, at equal parameters. Each part of the TSM helps; rotation helps "
+            "its matrix form alone.",
             quality.table(
                 losses, ["TSM", *quality.ABLATIONS, quality.MATRIX_TSM, *quality.MATRIX_ABLATIONS]
             ),
-            "### Trained otherwise",
-            "The number of tokens is the same; it is the TSM where no other system is named. AdamW "
-            "alone, and updates of half the tokens, were tuned as a system is.",
+            "### How it is trained",
+            "The same number of bytes; the TSM unless another system is named. Dropout and more "
+            "weight decay harm where a text is seen 1.6 times, as here; on more passes weight "
+            "decay helps (`docs/decisions.md`).",
             quality.table(losses, [quality.TSM, *quality.TRAININGS]),
         ]
     if rates:
-        parts += ["## Learning-rate schedules", _about(schedules, rates), schedules.table(rates)]
+        parts += [
+            "## Learning-rate schedules",
+            "Warm-up, constant, linear decay (wsd) is best, and least sensitive to its learning "
+            "rate. Each schedule has four learning rates, the best one three seeds. "
+            f"`python benchmarks/schedules.py`; {_where(rates)}",
+            schedules.table(rates),
+        ]
     if recalls:
-        parts += ["## Recall by distance", _about(recall, recalls), recall.table(recalls)]
+        parts += [
+            "## Recall",
+            "The share of answer bytes that are right, by distance in bytes. Attention is better "
+            "within the training windows of 256, the TSM beyond them; one attention layer of two "
+            "copies best. mqar is associative recall of 8 pairs. Two layers, one learning rate, "
+            f"{recall.CONFIG.steps:,} steps, three seeds (one for 10,000 steps): what fails may "
+            "succeed otherwise. "
+            f"`python benchmarks/recall.py`; {_where(recalls)}",
+            recall.table(recalls),
+        ]
     if costs:
         parts += [
             "## Cost by length",
-            "The 13.6M-parameter shape (GPT-2 Small: its own), fp32, PyTorch on one thread of the "
-            "CPU, its processor time: one forward and backward pass over one window, and one "
-            "generated byte, or a block of 256, read at a position. "
-            "Caches of attention are values of a function here, copied whole at every byte; an "
-            "engine made for them does not do that: `benchmarks/results.md` has llama.cpp. "
-            "The exponent is fitted over lengths from 1,000. On a GPU (an H100): the same pass in "
-            "bf16, of 16,384 bytes in windows of n, PyTorch op by op: what takes some 40 ms there "
-            f"waits for its launches, not for the GPU. {_where(costs)}",
-            cost.table(costs),
-            "### Against attention",
-            cost.against_attention(costs),
+            "13.6M parameters (GPT-2 Small: 124M), fp32, PyTorch on one thread, in processor time. "
+            "The exponent is that of the time from 1,000 bytes on: 1 is linear. "
+            f"`python benchmarks/cost.py`; {_where(costs)}",
+            "### Training: tokens/s (MB above the weights), by window",
+            cost.table(costs, "train"),
+            "![Tokens per second and memory by length](comparison.svg)",
+            "### Generating: ms a byte (MB of state), by position",
+            "Attention's cache is copied at every byte here. Engines made for it do not: "
+            "`benchmarks/results.md` compares llama.cpp.",
+            cost.table(costs, "decode"),
         ]
-        if any(r["kind"] == "train" for r in costs):
-            parts.append("![Tokens per second and memory by length](comparison.svg)")
+        if any(r["kind"] == "gpu" for r in costs):
+            parts += [
+                "### Training on an H100: tokens/s (MB above the weights), by window",
+                "bf16, 16,384 bytes a pass, PyTorch without compilation: the fast systems wait for "
+                "its launches. `python benchmarks/cost.py --kinds gpu`.",
+                cost.table(costs, "gpu"),
+            ]
     if steps:
-        parts += ["## The training step", _about(step, steps), step.table(steps)]
+        parts += [
+            "## The training step",
+            "Each variant adds one thing to the one before, at no loss of quality; *pages kept*: "
+            "malloc keeps freed memory. One thread, in processor time. "
+            f"`python benchmarks/step.py`; {_where(steps)}",
+            step.table(steps),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
-def _about(benchmark: Any, results: list[dict[str, Any]]) -> str:
-    """What the benchmark says of itself: the paragraphs of its docstring after its commands."""
-    _, *paragraphs = benchmark.__doc__.split("\n\n")
-    text = " ".join(p for p in paragraphs if not p.startswith("    "))
-    return f"`benchmarks/{benchmark.__name__}.py`. {' '.join(text.split())} {_where(results)}"
+def _summary(losses: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
+    loss = {s: f"{quality.loss(losses, s):.3f}" for s in ("TSM", "minGRU", "attention", "GPT-2")}
+    times, sizes = (
+        [f"{cost.ratio(costs, 'train', f'attention, {kind}', 4096, n):.1f}" for kind in KINDS]
+        for n in ("seconds", "peak_bytes")
+    )
+    state = cost.ratio(costs, "decode", "attention, eager", 4000, "state_bytes")
+    return "\n".join(
+        [
+            f"- **Quality**: at equal size and tokens the TSM has the lowest loss: {loss['TSM']} "
+            f"nats/byte, minGRU {loss['minGRU']}, attention {loss['attention']}, GPT-2 "
+            f"{loss['GPT-2']}.",
+            "- **Training cost** grows linearly with the window. At 4,096 bytes on a CPU attention "
+            f"takes {times[0]} times the time and {sizes[0]} times the memory, fused attention "
+            f"{times[1]} and {sizes[1]}.",
+            "- **Generation** takes the same time and memory at any position. At 4,000 attention "
+            f"keeps {state:,.0f} times the state.",
+            "- **Recall** is what attention does better; the TSM keeps what it has beyond the "
+            "windows of training.",
+        ]
+    )
 
 
 def _where(results: list[dict[str, Any]]) -> str:
-    found = sorted({f"{r['machine']}, {r['date']}" for r in results})
-    return f"Measured on: {'; '.join(found)}."
+    """The machines without their instruction sets, and the dates."""
+    dates: dict[str, set[str]] = {}
+    for r in results:
+        parts = r["machine"].split(", ")
+        machine = ", ".join(p for p in parts if not p.startswith(("avx", "amx")))
+        dates.setdefault(machine, set()).add(r["date"])
+    return "; ".join(f"{m}, {' and '.join(sorted(d))}" for m, d in sorted(dates.items())) + "."
 
 
 def plot(costs: list[dict[str, Any]], path: Path) -> None:
@@ -127,12 +174,12 @@ def plot(costs: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for system, (line, mark) in zip(cost.SYSTEMS, STYLES * 2, strict=False):
-        own = [r for r in costs if r["kind"] == "train" and r["system"] == system]
-        own = sorted((r for r in own if "failed" not in r), key=lambda r: r["length"])
-        lengths = [r["length"] for r in own]
+        runs = [r for r in costs if (r["kind"], r["system"]) == ("train", system)]
+        runs = sorted((r for r in runs if "failed" not in r), key=lambda r: r["length"])
+        lengths = [r["length"] for r in runs]
         style = {"linestyle": line, "marker": mark, "color": "black", "markersize": 4}
-        axes[0].plot(lengths, [r["length"] / r["seconds"] for r in own], label=system, **style)
-        axes[1].plot(lengths, [r["peak_bytes"] / 1e6 for r in own], label=system, **style)
+        axes[0].plot(lengths, [r["length"] / r["seconds"] for r in runs], label=system, **style)
+        axes[1].plot(lengths, [r["peak_bytes"] / 1e6 for r in runs], label=system, **style)
     for axis, title in zip(axes, ("tokens/s", "MB above the weights"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="window, bytes", title=title)
     axes[0].legend(fontsize=7)

@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,18 @@ from results import append, read
 from tsm.training.spec import PRESETS, ModelSpec, parameter_count, state_shapes
 
 BASE = PRESETS["shakespeare"]
-WIDE = replace(BASE, heads=6, key_width=112, value_width=112)
+WIDE = BASE.replace(heads=6, key_width=112, value_width=112)
 SYSTEMS = {
     "TSM": BASE,
     "TSM, a matrix per head": PRESETS["matrix"],
-    "attention, eager": replace(WIDE, mixer="attention"),
-    "attention, fused": replace(WIDE, mixer="attention", fused=True),
-    "Performer": replace(WIDE, mixer="performer", performer_features=224),
-    "Linformer (block-causal)": replace(WIDE, mixer="linformer"),
-    "minGRU": replace(BASE, mixer="mingru"),
-    "GPT-2": replace(BASE, mixer="gpt2", width=432),
+    "attention, eager": WIDE.replace(mixer="attention"),
+    "attention, fused": WIDE.replace(mixer="attention", fused=True),
+    "Performer": WIDE.replace(mixer="performer", performer_features=224),
+    "Linformer (block-causal)": WIDE.replace(mixer="linformer"),
+    "minGRU": BASE.replace(mixer="mingru"),
+    "GPT-2": BASE.replace(mixer="gpt2", width=432),
     "GPT-2 Small, 124M": PRESETS["gpt2-small"],
-    "seed mixer (causal)": replace(WIDE, mixer="seed", value_width=149),
+    "seed mixer (causal)": WIDE.replace(mixer="seed", value_width=149),
 }
 TRAIN_LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 POSITIONS = (100, 1000, 4000, 16_000, 100_000, 1_000_000)
@@ -54,6 +53,7 @@ LENGTHS = ON_CPU | {"gpu": GPU_LENGTHS}
 BLOCKS = {"decode": 1, "prefill": 256}  # bytes read at once
 REPEATS = 5
 GPU_WARM, GPU_REPEATS = 3, 10
+SHOWN = (100, 256, 1024, 4000, 4096, 16384, 100_000, 1_000_000)  # lengths in the tables
 ENOUGH_SECONDS = 20  # of one measurement
 MEMORY_LIMIT_BYTES = 16 << 30
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -82,7 +82,8 @@ def main() -> int:
         found |= _apart(kind, system, length) if kind in ON_CPU else _on_gpu(system, length)
         results.append(append(arguments.out, found))
         print(found, file=sys.stderr)
-    print(table(results), against_attention(results), sep="\n\n")
+    for kind in sorted({r["kind"] for r in results}):
+        print(kind, table(results, kind), sep="\n", end="\n\n")
     return 0
 
 
@@ -148,7 +149,7 @@ def _measure(kind: str, system: str, length: int) -> dict[str, Any]:
 def _spec(system: str, length: int) -> ModelSpec:
     """That sees the whole length; the Linformer's cost is linear because its reach is bounded."""
     spec = SYSTEMS[system]
-    return spec if spec.mixer == "linformer" else replace(spec, context=length)
+    return spec if spec.mixer == "linformer" else spec.replace(context=length)
 
 
 def _train(spec: ModelSpec, length: int) -> dict[str, Any]:
@@ -219,79 +220,44 @@ def exponent(points: list[tuple[int, float]]) -> float:
     return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    parts = []
-    for kind, unit, title in (
-        ("train", "peak_bytes", "Training: tokens/s, and MB of memory above the weights"),
-        ("decode", "state_bytes", "Generating, at a position: ms a byte, and MB of state"),
-        ("prefill", "peak_bytes", "Reading 256 bytes, at a position: ms, and MB beside the state"),
-        ("gpu", "peak_bytes", "Training on a GPU: tokens/s, and MB of memory above the weights"),
-    ):
-        own = [r for r in results if r["kind"] == kind]
-        lengths = sorted({r["length"] for r in own})
-        if not own:
-            continue
-        lines = [f"### {title}", "", f"| system | {' | '.join(map(str, lengths))} | exponent |"]
-        lines.append("| --- " * (len(lengths) + 2) + "|")
-        for system in SYSTEMS:
-            row, points = [], []
-            for length in lengths:
-                found = [r for r in own if (r["system"], r["length"]) == (system, length)]
-                if not found or "failed" in found[-1]:
-                    row.append("out of memory" if found else "")
-                    continue
-                seconds, size = found[-1]["seconds"], found[-1][unit] / 1e6
-                tokens = {"train": length, "gpu": GPU_TOKENS}.get(kind)
-                shown = f"{tokens / seconds:,.0f}" if tokens else f"{1e3 * seconds:.2f}"
-                row.append(f"{shown} ({size:,.1f})")
-                if length >= 1000:
-                    points.append((length, seconds))
-            slope = f"{exponent(points):.2f}" if len(points) > 1 and kind in ON_CPU else ""
-            if any(row):
-                lines.append(f"| {system} | {' | '.join(row)} | {slope} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+def table(results: list[dict[str, Any]], kind: str) -> str:
+    """Speed, and in brackets MB: of a training pass above the weights, of the state of a decode."""
+    own = {(r["system"], r["length"]): r for r in results if r["kind"] == kind}
+    lengths = sorted({length for _, length in own})
+    shown = [length for length in lengths if length in SHOWN]
+    size = "state_bytes" if kind == "decode" else "peak_bytes"
+    names = ["system", *(f"{n:,}" for n in shown), *(["exponent"] if kind in ON_CPU else [])]
+    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
+    for system in SYSTEMS:
+        runs = [own[system, length] for length in lengths if (system, length) in own]
+        points = [(r["length"], r["seconds"]) for r in runs if "failed" not in r]
+        points = [(length, seconds) for length, seconds in points if length >= 1000]
+        cells = [system, *(_cell(own.get((system, length)), size) for length in shown)]
+        if kind in ON_CPU:
+            cells.append(f"{exponent(points):.2f}" if len(points) > 1 else "")
+        if runs:
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
-def against_attention(results: list[dict[str, Any]]) -> str:
-    """How many times more the attention models take than the TSM, by length; where fused attention
-    trains as slowly, and how the TSM's own figures grow."""
-    found = {
-        (r["kind"], r["system"], r["length"]): r
+def _cell(run: dict[str, Any] | None, size: str) -> str:
+    if run is None or "failed" in run:
+        return "" if run is None else "out of memory"
+    tokens = {"train": run["length"], "gpu": GPU_TOKENS}.get(run["kind"])
+    seconds = run["seconds"]
+    speed = f"{tokens / seconds:,.0f}" if tokens else f"{1e3 * seconds:,.1f}"
+    return f"{speed} ({run[size] / 1e6:,.{0 if tokens else 2}f})"
+
+
+def ratio(results: list[dict[str, Any]], kind: str, system: str, length: int, name: str) -> float:
+    """How many times as much of `name` (seconds, peak_bytes, state_bytes) as the TSM takes."""
+    two = [
+        r[name]
+        for s in (system, "TSM")
         for r in results
-        if "failed" not in r and r["system"] in ("TSM", "attention, eager", "attention, fused")
-    }
-    lines = [f"| of the TSM's, at | {' | '.join(map(str, TRAIN_LENGTHS))} |"]
-    lines.append("| --- " * (len(TRAIN_LENGTHS) + 1) + "|")
-    for system in ("attention, eager", "attention, fused"):
-        for value, name in (("seconds", "time"), ("peak_bytes", "memory")):
-            row = []
-            for length in TRAIN_LENGTHS:
-                pair = [found.get(("train", s, length)) for s in (system, "TSM")]
-                row.append(f"{pair[0][value] / pair[1][value]:.2f}" if all(pair) else "")
-            lines.append(f"| {system}: {name} of a training step | {' | '.join(row)} |")
-    parts = ["\n".join(lines)]
-    trained = [
-        (n, found["train", "TSM", n]["seconds"])
-        for n in TRAIN_LENGTHS
-        if n >= 1000 and ("train", "TSM", n) in found
+        if (r["kind"], r["system"], r["length"]) == (kind, s, length)
     ]
-    if len(trained) > 1:
-        first, last = trained[0][0], trained[-1][0]
-        parts.append(
-            f"The TSM's training time grows with the length to the power {exponent(trained):.3f} "
-            f"from {first:,} to {last:,}."
-        )
-    for position in POSITIONS:
-        pair = [found.get(("decode", s, position)) for s in ("TSM", "attention, eager")]
-        if all(pair):
-            sizes = [r["state_bytes"] for r in pair]
-            parts.append(
-                f"At position {position:,} the TSM keeps {sizes[0] / 1e6:.2f} MB beside its "
-                f"weights, attention {sizes[1] / 1e6:,.1f} MB: {sizes[1] / sizes[0]:,.1f} times; a "
-                f"byte takes {1e3 * pair[0]['seconds']:.2f} and {1e3 * pair[1]['seconds']:.2f} ms."
-            )
-    return "\n\n".join(parts)
+    return two[0] / two[1]
 
 
 def _parse() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """TSM against llama.cpp at equal parameters: decoding by position and reading a prompt, interleaved
 in one process.
 
-    python benchmarks/peers.py                   # the shipped model, silent units and all
+    python benchmarks/peers.py                   # the shipped model, nothing pruned
     python benchmarks/peers.py --int8 runtime/shakespeare-int8.tflite --int4 mine-int4.tflite
 
 llama.cpp comes as the package llama-cpp-python, compiled for this machine in a virtual environment
@@ -36,15 +36,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for kind in KINDS:
-        made = "made by export/to_tflite.py --keep-silent"
-        parser.add_argument(f"--{kind}", type=Path, help=f"default: {made}")
+        default = "default: made by export/to_tflite.py --no-prune"
+        parser.add_argument(f"--{kind}", type=Path, help=default)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
     arguments = parser.parse_args()
     python = BUILD / "bin" / "python"
     for kind in KINDS:
         if not getattr(arguments, kind):
             setattr(arguments, kind, BUILD.parent / f"peers-{kind}.tflite")
-            options = ["--keep-silent", "--quantize", kind, "--out", getattr(arguments, kind)]
+            options = ["--no-prune", "--quantize", kind, "--out", getattr(arguments, kind)]
             export = [sys.executable, ROOT / "export" / "to_tflite.py", *options]
             subprocess.run(export, check=True)
     if Path(sys.prefix) != BUILD:
@@ -96,9 +96,9 @@ class Tsm:
     """The native engine."""
 
     def __init__(self, path: Path) -> None:
-        sys.path.insert(0, str(ROOT / "runtime"))
-        from artifact import open_artifact
-        from engines import open_engine
+        sys.path.insert(0, str(ROOT))  # its environment has no tsm; before benchmarks/runtime.py
+        from runtime.artifact import open_artifact
+        from runtime.engines import open_engine
 
         self.engine = open_engine(open_artifact(path), "native")
 
@@ -192,10 +192,10 @@ def _gguf(kind: str) -> Path:
         for name in ("ffn_gate", "ffn_up"):
             shapes[f"blk.{layer}.{name}"] = (MLP_WIDTH, WIDTH)
         shapes[f"blk.{layer}.ffn_down"] = (WIDTH, MLP_WIDTH)
-    own = getattr(gguf.GGMLQuantizationType, kind)
+    stored = getattr(gguf.GGMLQuantizationType, kind)
     for name, shape in shapes.items():
         values = (random.standard_normal(shape) * 0.05).astype(np.float32)
-        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, own), raw_dtype=own)
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, stored), raw_dtype=stored)
     norms = [f"blk.{i}.{n}" for i in range(LAYERS) for n in ("attn_norm", "ffn_norm")]
     for name in [*norms, "output_norm"]:
         writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))

@@ -3,7 +3,7 @@
     python benchmarks/quality.py --workers 2            # goes on where it was stopped
     python benchmarks/quality.py --table                # what has been measured so far
 
-A proxy of about a million parameters. Each system is tuned alike: with seed 0 the peak rate is
+A proxy of about a million parameters. Each system is tuned alike: with seed 0 the learning rate is
 halved and doubled until the best one lies between two that are worse; the other seeds take it. An
 ablation, a TSM but for one thing, is made at that TSM's best rate, with the same seeds. A result
 is a line of quality.jsonl: the fresh-window loss over the whole held-out part, of the last weights
@@ -30,34 +30,34 @@ from tsm.training.spec import ModelSpec, parameter_count
 TSM, MATRIX_TSM = "TSM", "TSM, a matrix per head"
 MATRIX = ModelSpec(width=128, layers=4, heads=4, key_width=32, value_width=32)
 WIDER = {"key_width": 56, "value_width": 56}  # 4 x 224 x 128 = the matrix form's 7 x 128 x 128
-BASE = replace(MATRIX, mixer="beam", rotation=False, **WIDER)
+BASE = MATRIX.replace(mixer="beam", rotation=False, **WIDER)
 SYSTEMS = {
     TSM: BASE,
-    "attention": replace(BASE, mixer="attention"),
-    "Performer": replace(BASE, mixer="performer", performer_features=112),
-    "Linformer (block-causal)": replace(BASE, mixer="linformer"),
-    "minGRU": replace(BASE, mixer="mingru"),
-    "GPT-2": replace(BASE, mixer="gpt2", width=144),
-    "seed mixer (causal)": replace(BASE, mixer="seed", value_width=75),
+    "attention": BASE.replace(mixer="attention"),
+    "Performer": BASE.replace(mixer="performer", performer_features=112),
+    "Linformer (block-causal)": BASE.replace(mixer="linformer"),
+    "minGRU": BASE.replace(mixer="mingru"),
+    "GPT-2": BASE.replace(mixer="gpt2", width=144),
+    "seed mixer (causal)": BASE.replace(mixer="seed", value_width=75),
     MATRIX_TSM: MATRIX,
 }
 # What the TSM is made of, each a change to its spec at equal parameters.
 ABLATIONS = {
-    "rotation": replace(BASE, rotation=True, value_width=37),
-    "no coupling": replace(BASE, coupling=False),
-    "no short convolution": replace(BASE, short=False),
-    "one local attention layer": replace(BASE, mixer="beam,beam,attention,beam", context=64),
-    "one matrix layer": replace(BASE, mixer="beam,beam,topological,beam", key_width=28),
+    "rotation": BASE.replace(rotation=True, value_width=37),
+    "no coupling": BASE.replace(coupling=False),
+    "no short convolution": BASE.replace(short=False),
+    "one local attention layer": BASE.replace(mixer="beam,beam,attention,beam", context=64),
+    "one matrix layer": BASE.replace(mixer="beam,beam,topological,beam", key_width=28),
 }
 # And its form with a matrix per head.
 MATRIX_ABLATIONS = {
-    "matrix: no rotation": replace(MATRIX, rotation=False, value_width=54),
-    "matrix: stride 4": replace(MATRIX, stride=4),
-    "matrix: no coupling": replace(MATRIX, coupling=False),
-    "matrix: no short convolution": replace(MATRIX, short=False),
-    "matrix: key width 16": replace(MATRIX, key_width=16, value_width=38),
-    "matrix: key width 64": replace(MATRIX, key_width=64, value_width=19),
-    "matrix: 16 heads": replace(MATRIX, heads=16, key_width=6, value_width=7),
+    "matrix: no rotation": MATRIX.replace(rotation=False, value_width=54),
+    "matrix: stride 4": MATRIX.replace(stride=4),
+    "matrix: no coupling": MATRIX.replace(coupling=False),
+    "matrix: no short convolution": MATRIX.replace(short=False),
+    "matrix: key width 16": MATRIX.replace(key_width=16, value_width=38),
+    "matrix: key width 64": MATRIX.replace(key_width=64, value_width=19),
+    "matrix: 16 heads": MATRIX.replace(heads=16, key_width=6, value_width=7),
 }
 # Ways of training, each a change to `Training`.
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "windows of 64": {"window": 64},
     "windows of 1024": {"window": 1024},
     "carried state": {"carried": True},
-    "updates of 2,048 tokens": {"tokens": 2048},
+    "steps of 2,048 bytes": {"tokens": 2048},
     "AdamW alone": {"muon": False},
     "Muon in bf16": {"muon_bf16": True},
 }
@@ -78,12 +78,12 @@ NO_DROPOUT = {f"{name}, no dropout": SYSTEMS[name] for name in ("minGRU", "atten
 TRAININGS |= dict.fromkeys(NO_DROPOUT, {"dropout": 0.0})
 SPECS = {**SYSTEMS, **ABLATIONS, **MATRIX_ABLATIONS, **NO_DROPOUT}
 EVERY = list(dict.fromkeys([*SPECS, *TRAININGS]))
-# An optimizer and a number of updates have best rates of their own, as a system has.
-TUNED = {*SYSTEMS, "updates of 2,048 tokens", "AdamW alone"}
+# An optimizer and a number of steps have best rates of their own, as a system has.
+TUNED = {*SYSTEMS, "steps of 2,048 bytes", "AdamW alone"}
 RATES = (0.01, 0.02)  # to begin with, of Muon; AdamW's is a fraction of it
 ADAM_FRACTION = 0.15
 SEEDS = (0, 1, 2)
-STEPS, TOKENS, WINDOW, WARMUP, DECAY = 400, 4096, 256, 20, 0.5  # TOKENS: of an update
+STEPS, TOKENS, WINDOW, WARMUP, DECAY = 400, 4096, 256, 20, 0.5  # TOKENS: of a step
 PRECISION = "bf16"  # of matrix products in training; validation is in fp32
 AVERAGE_DECAY = 0.98
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -141,7 +141,7 @@ def _measure(job: tuple[str, int, tuple[int, ...], Path]) -> None:
 @dataclass(frozen=True)
 class Training:
     window: int = WINDOW
-    tokens: int = TOKENS  # of an update; the fewer, the more updates
+    tokens: int = TOKENS  # of a step; the fewer, the more steps
     dropout: float = 0.1
     weight_decay: float = 0.1
     by_sequence: bool = False  # one dropout mask for all tokens of a window
@@ -169,9 +169,9 @@ def _engine(system: str) -> Any:
         def _noise(self, rows: int, length: int) -> Any:
             return super()._noise(rows, 1 if how.by_sequence else length)
 
-        def _logits(self, values: Any, tokens: Any, *drop: Any) -> Any:
+        def _logits(self, spec: ModelSpec, values: Any, tokens: Any, *drop: Any) -> Any:
             if not (how.carried and drop):
-                return super()._logits(values, tokens, *drop)
+                return super()._logits(spec, values, tokens, *drop)
             state = self.carried_state or model.initial_state(xp, spec, len(tokens), 0)
             logits, state = model.forward(xp, spec, values, tokens, state, *drop)
             self.carried_state = {name: part.detach() for name, part in state.items()}
@@ -203,8 +203,8 @@ def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict
             return batch(corpus.train, seed, step, rows, how.window)
         random = np.random.default_rng(seed)  # where each row's stream starts
         starts = random.integers(0, len(corpus.train), rows) + step * how.window
-        places = (starts[:, None] + np.arange(how.window + 1)) % len(corpus.train)
-        return np.asarray(corpus.train)[places].astype(np.int64)
+        positions = (starts[:, None] + np.arange(how.window + 1)) % len(corpus.train)
+        return np.asarray(corpus.train)[positions].astype(np.int64)
 
     warmup, average_decay = WARMUP * TOKENS // how.tokens, AVERAGE_DECAY ** (how.tokens / TOKENS)
     schedule = WarmupStableDecay(steps, warmup, DECAY, average_decay, seed)
@@ -216,8 +216,8 @@ def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict
         fraction = schedule.fraction(step, {})
         settings = {
             "step": step,
-            "muon_rate": rate * fraction,
-            "adam_rate": rate * ADAM_FRACTION * fraction,
+            "muon_learning_rate": rate * fraction,
+            "adam_learning_rate": rate * ADAM_FRACTION * fraction,
             "weight_decay": how.weight_decay,
             "clip": 1.0,
         }
@@ -246,7 +246,7 @@ def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict
         "parameters": parameter_count(spec),
         "decode_flops": _decode_flops(spec),
         "precision": PRECISION,
-        "spec": asdict(spec),
+        "spec": spec.to_dict(),
         "training": asdict(how),
     }
 
@@ -266,28 +266,25 @@ def _decode_flops(spec: ModelSpec) -> float:
     return float(cost["flops"])
 
 
+def best(results: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
+    """The system's runs at its best learning rate, a seed each."""
+    own = [r for r in results if r["system"] == system]
+    rates = [(r["nats_per_byte"], r["rate"]) for r in own if r["seed"] == SEEDS[0]]
+    return [r for r in own if r["rate"] == min(rates)[1]]
+
+
+def loss(results: list[dict[str, Any]], system: str) -> float:
+    return statistics.mean(r["nats_per_byte"] for r in best(results, system))
+
+
 def table(results: list[dict[str, Any]], systems: Iterable[str] = EVERY) -> str:
-    lines = [
-        "| system | parameters | nats/byte | spread | averaged | seeds | rate | tokens/CPU s "
-        "| MFLOP/byte |",
-        "| --- " * 9 + "|",
-    ]
-    rows = []
-    for system in systems:
-        own = [r for r in results if r["system"] == system]
-        if not own:
-            continue
-        rate = min((r["nats_per_byte"], r["rate"]) for r in own if r["seed"] == SEEDS[0])[1]
-        best = [r for r in own if r["rate"] == rate]
-        losses = [r["nats_per_byte"] for r in best]
+    lines = ["| system | nats/byte | spread |", "| --- | --- | --- |"]
+    measured = {r["system"] for r in results}
+    for system in sorted(measured.intersection(systems), key=lambda s: loss(results, s)):
+        losses = [r["nats_per_byte"] for r in best(results, system)]
         spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        speed = statistics.median(r["tokens_per_cpu_second"] for r in own)
-        averaged = statistics.mean(r["nats_per_byte_averaged"] for r in best)
-        mean, size = statistics.mean(losses), best[0]["parameters"]
-        line = f"| {system} | {size:,} | {mean:.4f} | {spread} | {averaged:.4f} | {len(losses)} "
-        line += f"| {rate} | {speed:,.0f} | {best[0]['decode_flops'] / 1e6:.2f} |"
-        rows.append((mean, line))
-    return "\n".join(lines + [line for _, line in sorted(rows)])
+        lines.append(f"| {system} | {statistics.mean(losses):.4f} | {spread} |")
+    return "\n".join(lines)
 
 
 def _parse() -> argparse.Namespace:

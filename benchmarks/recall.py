@@ -3,16 +3,16 @@
     python benchmarks/recall.py                 # goes on where it was stopped
     python benchmarks/recall.py --table         # what has been measured so far
 
-Systems are those of quality.py with 2 layers. Each is trained by the product's own update in JAX
+Systems are those of quality.py with 2 layers. Each is trained by the product's own step in JAX
 on a corpus of training/tasks.py long enough that no byte is seen twice, in windows of 256, so that
 distances above 192 were never seen; the loss counts every byte, not the answers alone. Then it is
 evaluated, averaged weights in fp32 on the CPU, on 50 examples a distance whose seeds no corpus has.
 A result is a line of recall.jsonl: one (task, mixer, seed, rate) at one protocol.
 
 Recall is known to be sensitive to the rate (arXiv 2508.19029), and all have one: a mixer that fails
-here may succeed at another of --rates. Of several peaks the table has the one with the most bytes
-right at the distances of the corpus. All runs of a mixer are one program (vmap), made for a GPU:
-nine take a minute of an H100, a CPU takes hours.
+here may succeed at another of --rates. Of several rates the table has the one with the most bytes
+right at the distances of the corpus; a run that diverged has none. All runs of a mixer are one
+program (vmap), made for a GPU: nine take a minute of an H100, a CPU takes hours.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from results import append, read
 from rich.progress import track
 
 from tsm.training import data, model, tasks
+from tsm.training.config import RunError, TrainConfig, check
 from tsm.training.data import DataError
 from tsm.training.engine_jax import Engine
 from tsm.training.evaluate import DISTANCES, EXAMPLES, recall, weights_scorer
+from tsm.training.run import scheduled
 from tsm.training.spec import ModelSpec, parameter_count
 from tsm.training.tasks import TASKS, evaluation_examples
-from tsm.training.train import RunError, TrainConfig, check, scheduled
 
 LAYERS = 2  # the fewest that can make an induction head (Olsson et al., 2022, arXiv 2209.11895)
 COMPARED = (
@@ -54,9 +55,9 @@ COMPARED = (
     "seed mixer (causal)",
 )
 HYBRID = "beam,attention"  # the last layer is attention over the 256 bytes before
-MIXERS = {SYSTEMS[name].mixer: replace(SYSTEMS[name], layers=LAYERS) for name in COMPARED}
-MIXERS[HYBRID] = replace(SYSTEMS["TSM"], layers=LAYERS, mixer=HYBRID)
-RATES = (0.02,)  # peaks, of Muon
+MIXERS = {SYSTEMS[name].mixer: SYSTEMS[name].replace(layers=LAYERS) for name in COMPARED}
+MIXERS[HYBRID] = SYSTEMS["TSM"].replace(layers=LAYERS, mixer=HYBRID)
+RATES = (0.02,)  # of Muon
 # preset: a name of train.py's own table, which the specs here take the place of.
 CONFIG = TrainConfig(
     engine="jax",
@@ -70,7 +71,7 @@ CONFIG = TrainConfig(
     average_decay=AVERAGE_DECAY,
     precision="fp32",  # a GPU's products of fp32 are in tf32
 )
-TOGETHER = 100  # updates that wait in JAX's queue
+TOGETHER = 100  # steps that wait in JAX's queue
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
@@ -107,7 +108,7 @@ def _waiting(
     for task in arguments.tasks:
         for seed in arguments.seeds:
             for rate in arguments.rates:
-                rates = {"muon_rate": rate, "adam_rate": ADAM_FRACTION * rate}
+                rates = {"muon_learning_rate": rate, "adam_learning_rate": ADAM_FRACTION * rate}
                 wanted = replace(config, seed=seed, **rates)
                 if (task, mixer, asdict(wanted), *how) not in done:
                     yield task, wanted
@@ -118,7 +119,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Models trained together and evaluated; no rows of one that diverged."""
     spec, config = MIXERS[mixer], runs[0][1]
-    # One window more than the updates take, as each epoch of data.batch begins at an offset.
+    # One window more than the steps take, as each epoch of data.batch begins at an offset.
     size = (config.steps * config.batch + 1) * config.window + 1
     texts = [_corpus(task, size, c.seed) for task, c in runs]
     averages, finite = train(spec, [c for _, c in runs], texts, f"{mixer}, {len(runs)} runs")
@@ -136,7 +137,7 @@ def measure(
                 "parameters": parameter_count(spec),
                 "distances": distances,
                 "rows": rows,
-                "spec": asdict(spec),
+                "spec": spec.to_dict(),
                 "config": asdict(config),
                 "trained_on": jax.devices()[0].device_kind,
             }
@@ -162,18 +163,21 @@ def train(
     in their texts, of one length, and in their seeds and rates alone."""
     config, bf16 = configs[0], configs[0].precision == "bf16"
     engine, schedule = Engine(spec, 0.0, bf16, compiled=True), scheduled(config)
-    made = [model.initialise(spec, c.seed) for c in configs]
-    weights = {n: jnp.array(np.stack([one[n] for one in made])) for n in made[0]}
+    initial = [model.initialise(spec, c.seed) for c in configs]
+    weights = {n: jnp.array(np.stack([one[n] for one in initial])) for n in initial[0]}
     average = {n: jnp.array(w) for n, w in weights.items()}
     state = engine.optimizer_state(weights)  # zeros
-    rates = {n: jnp.array([getattr(c, n) for c in configs]) for n in ("muon_rate", "adam_rate")}
+    rates = {
+        n: jnp.array([getattr(c, n) for c in configs])
+        for n in ("muon_learning_rate", "adam_learning_rate")
+    }
     same = {"weight_decay": config.weight_decay, "clip": config.clip}
     axes = {"step": None, **dict.fromkeys(rates, 0), **dict.fromkeys(same)}
     step = jax.jit(
         jax.vmap(engine.pure_step, in_axes=(0, 0, 0, 0, None, axes, None)),
         donate_argnums=(0, 1, 2),
     )
-    finite = jnp.ones(len(configs), bool)
+    finite, no_key = jnp.ones(len(configs), bool), np.zeros(2, np.uint32)  # without dropout
     for i in track(range(config.steps), name):
         tokens = [
             data.batch(text, c.seed, i, config.batch, config.window)
@@ -182,7 +186,7 @@ def train(
         fraction = schedule.fraction(i, schedule.initial_memory())
         settings = {"step": i, **{n: r * fraction for n, r in rates.items()}, **same}
         weights, state, average, loss, norm = step(
-            weights, state, average, np.stack(tokens), 0, settings, schedule.kept(i)
+            weights, state, average, np.stack(tokens), no_key, settings, schedule.decay_at(i)
         )
         finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
         if i % TOGETHER == 0:
@@ -191,42 +195,35 @@ def train(
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Accuracy, and in brackets the part of answer bytes that are right: means over the seeds that
-    did not diverge, at the best peak."""
+    """The share of answer bytes that are right, by task and distance: means over the seeds, at the
+    learning rate that is best at the distances of the corpus."""
     distances = sorted({row["distance"] for r in results for row in r["rows"]})
-    names = ["task", "mixer", "parameters", "updates", "peak", "seeds", *map(str, distances)]
+    columns = [(task, d) for task in TASKS for d in distances]
+    names = ["mixer", *(f"{task} {d}" for task, d in columns)]
     lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
-    groups: dict[tuple, dict[float, list[dict[str, Any]]]] = {}
-    for r in results:
-        key = r["task"], r["mixer"], r["parameters"], r["config"]["steps"]
-        groups.setdefault(key, {}).setdefault(r["config"]["muon_rate"], []).append(r)
-    for key, peaks in sorted(groups.items()):
-        peak = max(peaks, key=lambda rate: _bytes_right(peaks[rate]))
-        group = peaks[peak]
-        diverged = sum(not r["rows"] for r in group)
-        seeds = f"{len(group)}, {diverged} diverged" if diverged else str(len(group))
-        cells = [*map(str, key), str(peak), seeds]
-        for distance in distances:
-            rows = [row for r in group for row in r["rows"] if row["distance"] == distance]
-            means = [
-                statistics.mean(row[name] for row in rows)
-                for name in ("accuracy", "byte_accuracy")
-                if rows
-            ]
-            cells.append("{:.2f} ({:.2f})".format(*means) if means else "")
+    for mixer, steps in sorted({(r["mixer"], r["config"]["steps"]) for r in results}):
+        cells = [mixer if steps == CONFIG.steps else f"{mixer}, {steps:,} steps"]
+        for task, distance in columns:
+            rates: dict[float, list[dict[str, Any]]] = {}
+            for r in results:
+                if (r["task"], r["mixer"], r["config"]["steps"]) == (task, mixer, steps):
+                    rates.setdefault(r["config"]["muon_learning_rate"], []).append(r)
+            runs = max(rates.values(), key=_bytes_right, default=[])
+            right = [_right(r, distance, distance) for r in runs]
+            cells.append(f"{statistics.mean(right):.2f}" if right else "")
         lines.append("| " + " | ".join(cells) + " |")
-    chances = [f"{name} {1 / task.alphabet:.3f}" for name, task in TASKS.items()]
-    return "\n".join([*lines, "", f"Chance, of an answer byte: {', '.join(chances)}."])
+    chance = ", ".join(f"{name} {1 / task.alphabet:.2f}" for name, task in TASKS.items())
+    return "\n".join([*lines, "", f"Chance: {chance}."])
 
 
-def _bytes_right(group: list[dict[str, Any]]) -> float:
-    """Of the answers' bytes at the distances of the corpus, the mean; none of a diverged run."""
-    return statistics.mean(
-        statistics.mean(
-            [x["byte_accuracy"] for x in r["rows"] if x["distance"] <= tasks.LONGEST] or [0.0]
-        )
-        for r in group
-    )
+def _bytes_right(runs: list[dict[str, Any]]) -> float:
+    return statistics.mean(_right(r, 0, tasks.LONGEST) for r in runs)
+
+
+def _right(run: dict[str, Any], shortest: int, longest: int) -> float:
+    """Of the answer bytes at these distances; none of a run that diverged."""
+    rows = [r["byte_accuracy"] for r in run["rows"] if shortest <= r["distance"] <= longest]
+    return statistics.mean(rows or [0.0])
 
 
 def _parse() -> argparse.Namespace:

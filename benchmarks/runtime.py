@@ -27,7 +27,7 @@ from results import append
 
 from tsm.runtime.artifact import Artifact, open_artifact
 from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
-from tsm.runtime.native_engine import NativeEngine
+from tsm.runtime.engines.native import NativeEngine
 from tsm.runtime.sampling import Sampling
 from tsm.runtime.stream import Model
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 PROMPT = b"ROMEO:\n"
 API = """
 import sys
-from stream import load
+from runtime import load
 stream = load(sys.argv[1], sys.argv[2]).stream()
 for _ in stream.generate(int(sys.argv[3])):
     pass
@@ -60,17 +60,17 @@ def main() -> int:
         "--instructions", action="store_true", help="the C engine alone, by each kind that is here"
     )
     arguments = parser.parse_args()
-    path = arguments.artifact
+    path = arguments.artifact.resolve()
     artifact = open_artifact(path)
     if arguments.instructions:
         _instructions(artifact)
         return 0
     engines = {kind: open_engine(artifact, kind) for kind in kinds(artifact)}
-    made: dict[str, list[float]] = {kind: [] for kind in engines}
+    generated: dict[str, list[float]] = {kind: [] for kind in engines}
     read: dict[str, list[float]] = {kind: [] for kind in engines}
     for turn in range(TURNS):
         for kind, engine in engines.items():
-            made[kind].append(TURN_BYTES / _seconds(engine, turn))
+            generated[kind].append(TURN_BYTES / _seconds(engine, turn))
             started = time.perf_counter()
             engine.feed(b"x" * READ_BYTES)
             read[kind].append(READ_BYTES / (time.perf_counter() - started))
@@ -79,7 +79,7 @@ def main() -> int:
             "artifact": path.name,
             "file_bytes": path.stat().st_size,
             "engine": kind,
-            "generated_bytes_per_second": statistics.median(made[kind]),
+            "generated_bytes_per_second": statistics.median(generated[kind]),
             "read_bytes_per_second": statistics.median(read[kind]),
             **_long(path, kind),
         }
@@ -135,10 +135,10 @@ def _run(kind: str, *arguments: str | Path) -> bytes:
     """Its output; in a Python without what a development environment adds to every start, and with
     its packages, whose names every import would keep, only for an engine that is one of them."""
     packages = [] if kind == "native" else [p for p in sys.path if p.endswith("site-packages")]
-    places = [str(ROOT / "runtime"), *packages]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *packages])}
     command = [sys.executable, "-S", *arguments]
-    return subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+    run = subprocess.run(command, capture_output=True, check=True, env=environment, cwd=ROOT)
+    return run.stdout
 
 
 if __name__ == "__main__":

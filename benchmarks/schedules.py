@@ -3,12 +3,12 @@
     python benchmarks/schedules.py               # goes on where it was stopped
     python benchmarks/schedules.py --table       # what has been measured so far
 
-Every schedule is tried at the same number of peak rates with seed 0; its best goes on to the other
-seeds. A peak is chosen by seed 0, which the mean therefore holds in its favour, alike for all.
-q makes its decisions inside the same number of updates, so what exploring costs it is counted.
+Every schedule is tried at the same learning rates with seed 0; its best goes on to the other seeds.
+The mean holds seed 0, which chose the rate, in its favour, alike for all.
+q makes its decisions inside the same number of steps, so what exploring costs it is counted.
 Each finished run is a line of schedules.jsonl: 24 runs, some 50 minutes at 7,000 tokens/s on one
 thread.
-All see equal tokens in equal updates; compared are validation nats/byte of the averaged weights on
+All see equal tokens in equal steps; compared are validation nats/byte of the averaged weights on
 128 evenly spaced fresh windows.
 """
 
@@ -28,25 +28,19 @@ from results import append, read
 from rich.progress import track
 
 from tsm.training import model
+from tsm.training.config import RunError, TrainConfig, check
 from tsm.training.data import Corpus, DataError, open_corpus
 from tsm.training.engine_torch import Engine
+from tsm.training.run import advance, fresh, scheduled
 from tsm.training.schedule import SCHEDULES
 from tsm.training.spec import PRESETS
-from tsm.training.train import (
-    RunError,
-    TrainConfig,
-    advance,
-    check,
-    fresh,
-    scheduled,
-    validation_windows,
-)
+from tsm.training.train import validation_windows
 
-SPEC = replace(PRESETS["shakespeare"], width=96, layers=4, heads=3, value_width=56)
+SPEC = PRESETS["shakespeare"].replace(width=96, layers=4, heads=3, value_width=56)
 # Of Muon; AdamW's keeps its default proportion to it. One wide grid for all: schedule-free is said
-# to want a higher peak (arXiv 2405.15682), and q moves its own.
-PEAKS = (0.01, 0.02, 0.04, 0.08)
-# The average of the last 50 updates or so: the default, 200, is long for a run of 400.
+# to want a higher one (arXiv 2405.15682), and q moves its own.
+RATES = (0.01, 0.02, 0.04, 0.08)
+# The average of the last 50 steps or so: the default, 200, is long for a run of 400.
 CONFIG = TrainConfig(
     steps=400,
     batch=8,
@@ -58,7 +52,7 @@ CONFIG = TrainConfig(
     eval_windows=128,
 )
 RESULTS = Path(__file__).with_suffix(".jsonl")
-ADAM_PROPORTION = CONFIG.adam_rate / CONFIG.muon_rate
+ADAM_PROPORTION = CONFIG.adam_learning_rate / CONFIG.muon_learning_rate
 
 
 def main() -> int:
@@ -66,8 +60,8 @@ def main() -> int:
     torch.set_num_threads(1)
     config = replace(CONFIG, steps=arguments.steps, eval_windows=arguments.eval_windows)
     try:
-        for peak in arguments.peaks:
-            check(replace(config, muon_rate=peak))
+        for rate in arguments.rates:
+            check(replace(config, muon_learning_rate=rate))
         corpus = open_corpus(arguments.data, config.window)
     except (DataError, RunError) as error:
         print(f"schedules: {error}", file=sys.stderr)
@@ -77,7 +71,7 @@ def main() -> int:
         print(table(results))
         return 0
     for seeds in ([0], range(1, arguments.seeds)):  # the second round needs the first's results
-        for wanted in list(_waiting(config, results, seeds, arguments.peaks)):
+        for wanted in list(_waiting(config, results, seeds, arguments.rates)):
             found = {"config": asdict(wanted), "nats_per_byte": _train(wanted, corpus)}
             results.append(append(arguments.out, found))
     print(table(results))
@@ -85,16 +79,15 @@ def main() -> int:
 
 
 def _waiting(
-    config: TrainConfig, results: list[dict[str, Any]], seeds: Any, peaks: list[float]
+    config: TrainConfig, results: list[dict[str, Any]], seeds: Any, rates: list[float]
 ) -> Iterator[TrainConfig]:
-    """The runs still to be made: with seed 0 at every peak, with the others at the best."""
+    """The runs still to be made: with seed 0 at every rate, with the others at the best."""
     done = [result["config"] for result in results]
     for schedule in SCHEDULES:
         for seed in seeds:
-            for peak in peaks if seed == 0 else [best_peak(results, schedule)]:
-                adam_rate = ADAM_PROPORTION * peak
-                rates = {"muon_rate": peak, "adam_rate": adam_rate}
-                wanted = replace(config, schedule=schedule, seed=seed, **rates)
+            for rate in rates if seed == 0 else [best_rate(results, schedule)]:
+                both = {"muon_learning_rate": rate, "adam_learning_rate": ADAM_PROPORTION * rate}
+                wanted = replace(config, schedule=schedule, seed=seed, **both)
                 if asdict(wanted) not in done:
                     yield wanted
 
@@ -103,7 +96,7 @@ def _train(config: TrainConfig, corpus: Corpus) -> float:
     """Nats per byte of validation after a whole run; infinite where it diverged."""
     engine, schedule = Engine(SPEC, config.dropout, bf16=False, compiled=False), scheduled(config)
     run = fresh(engine, schedule, model.initialise(SPEC, config.seed))
-    name = f"{config.schedule}, peak {config.muon_rate}, seed {config.seed}"
+    name = f"{config.schedule}, rate {config.muon_learning_rate}, seed {config.seed}"
     for _ in track(range(config.steps), name):
         loss, norm = advance(engine, run, schedule, config, corpus)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -116,39 +109,44 @@ def _of(results: list[dict[str, Any]], **wanted: Any) -> list[float]:
     return [r["nats_per_byte"] for r in results if wanted.items() <= r["config"].items()]
 
 
-def best_peak(results: list[dict[str, Any]], schedule: str) -> float:
-    peaks = {r["config"]["muon_rate"] for r in results if r["config"]["schedule"] == schedule}
-    return min(sorted(peaks), key=lambda p: _of(results, schedule=schedule, seed=0, muon_rate=p))
+def best_rate(results: list[dict[str, Any]], schedule: str) -> float:
+    rates = {
+        r["config"]["muon_learning_rate"] for r in results if r["config"]["schedule"] == schedule
+    }
+    return min(
+        sorted(rates), key=lambda r: _of(results, schedule=schedule, seed=0, muon_learning_rate=r)
+    )
 
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| schedule | nats/byte, mean | spread (sd) | seeds | best peak | by peak, seed 0 |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| schedule | nats/byte | spread | learning rate | each learning rate, seed 0 |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for schedule in SCHEDULES:
         if not _of(results, schedule=schedule):
             continue
-        best = best_peak(results, schedule)
-        found = _of(results, schedule=schedule, muon_rate=best)
-        comparable = len(found) > 1 and all(map(math.isfinite, found))
-        spread = f"{statistics.stdev(found):.4f}" if comparable else ""
+        best = best_rate(results, schedule)
+        losses = _of(results, schedule=schedule, muon_learning_rate=best)
+        comparable = len(losses) > 1 and all(map(math.isfinite, losses))
+        spread = f"{statistics.stdev(losses):.4f}" if comparable else ""
         first = {
-            r["config"]["muon_rate"]: r["nats_per_byte"]
+            r["config"]["muon_learning_rate"]: r["nats_per_byte"]
             for r in results
             if r["config"]["schedule"] == schedule and r["config"]["seed"] == 0
         }
-        peaks = ", ".join(f"{peak}: {nats:.3f}" for peak, nats in sorted(first.items()))
-        mean = f"{statistics.mean(found):.4f}"
-        lines.append(f"| {schedule} | {mean} | {spread} | {len(found)} | {best} | {peaks} |")
+        rates = ", ".join(f"{rate}: {nats:.3f}" for rate, nats in sorted(first.items()))
+        mean = f"{statistics.mean(losses):.4f}"
+        lines.append(f"| {schedule} | {mean} | {spread} | {best} | {rates} |")
     return "\n".join(lines)
 
 
 def alike(results: list[dict[str, Any]], config: TrainConfig = CONFIG) -> list[dict[str, Any]]:
     """The finished runs of this length and protocol."""
-    varied = ("schedule", "seed", "muon_rate", "adam_rate")
+    varied = ("schedule", "seed", "muon_learning_rate", "adam_learning_rate")
     fixed = {name: value for name, value in asdict(config).items() if name not in varied}
-    return [r for r in results if fixed.items() <= r["config"].items()]
+    defaults = asdict(TrainConfig())  # of settings that came after a result
+    return [r for r in results if fixed.items() <= (defaults | r["config"]).items()]
 
 
 def _parse() -> argparse.Namespace:
@@ -159,7 +157,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=CONFIG.steps, help="default: %(default)s")
-    parser.add_argument("--peaks", type=float, nargs="+", default=list(PEAKS))
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--eval-windows", type=int, default=CONFIG.eval_windows)
     return parser.parse_args()

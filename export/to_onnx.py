@@ -2,14 +2,18 @@
 
     python export/to_onnx.py                                     # models/shakespeare.safetensors
     python export/to_onnx.py model.safetensors --quantize none --out model.onnx
+    python export/to_onnx.py --loop --out loop.onnx              # generates by itself: see loop.py
 
     tokens int64 (1, length), channels, history -> logits, next_channels, next_history
 
-`channels` and `history` are the state of the reference; another mixer has others.
+`channels` and `history` are the state of the reference; another mixer has others. A text begins
+with a state of zeros.
 
-`training/model.py` is traced through PyTorch in both its forms, the step and the chunk, which
-become the branches of one `If` on the length; each weight stands once, outside of them, in the very
-bytes of the .tflite, from which runtime/native computes too. Standard operators only.
+`training/model.py` is traced through PyTorch once, its length left open. Weights keep their names.
+Most of the reference works on the whole block, and only its recurrence is a loop, ONNX's Scan:
+two operators on a row of numbers. Mixers that have no such form are looped over token by token.
+Each weight stands once, in the very bytes of the .tflite, from which runtime/native computes too.
+Standard operators only.
 
 int8 quantizes the projections alone, weights per output row and activations per token, in basic
 operators. Not onnxruntime's `quantize_dynamic`: its scale is that of a whole block, so that later
@@ -21,34 +25,40 @@ int4 takes all projections but the head to four bits, by onnxruntime's own MatMu
 
 from __future__ import annotations
 
-import copy
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
+if not __package__:
+    from by_path import PACKAGE as __package__
 
-from tsm.export.verify import ALIGNMENT_BYTES, ExportError, bits, export_main, few_bits, quiet
-from tsm.training import model
-from tsm.training.spec import ModelSpec, state_shapes
+from ..runtime.command import needs
+
+with needs("tsm-to-onnx", "export-onnx"):
+    import numpy as np
+
+    from ..runtime.artifact import signature
+    from ..training import model
+    from ..training.kernels.onnx_scan import scan_tokens
+    from ..training.mixers import MIXERS
+    from ..training.spec import GPT2, ModelSpec, state_shapes
+    from .command import export_main, quiet
+    from .layout import ALIGNMENT_BYTES, ExportError, bits, quantize_rows
+
+Weights = dict[str, Any]  # arrays by name
+State = dict[str, Any]
 
 METADATA_NAME = "tsm"
 OPSET, IR_VERSION = 21, 10  # onnxruntime 1.18 and later
-ANY_LENGTH = {"topological", "attention", "performer"}  # mixers that take a block of any length
 FOUR_BIT_BLOCK = 128  # columns that MatMulNBits gives one scale
 MIDDLE = 128  # the uint8 that stands for 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return export_main("to_onnx", __doc__, ".onnx", build, argv, prefill_tokens)
-
-
-def prefill_tokens(spec: ModelSpec) -> int:
-    """1: the graph has no form for a block. The other mixers cut it into pieces of their own,
-    whose number PyTorch's tracer cannot leave open."""
-    return spec.chunk if set(spec.layer_mixers) <= ANY_LENGTH else 1
+    return export_main("tsm-to-onnx", __doc__, ".onnx", build, argv)
 
 
 def build(
@@ -56,124 +66,123 @@ def build(
 ) -> bytes:
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        branches = {"decode": trace(spec, values, 1)}
-        if prefill_tokens(spec) > 1:
-            branches["prefill"] = trace(spec, values, None)
-        made = join(spec, branches)
+        artifact = trace(spec, values)
         if quantization != "none":
-            quantize(values, bits(spec, quantization), made)
-    made.metadata_props.add(key=METADATA_NAME, value=metadata)
-    return serialize(made)
+            quantize(values, bits(spec, quantization), artifact)
+    artifact.metadata_props.add(key=METADATA_NAME, value=metadata)
+    return serialize(artifact)
 
 
-def trace(spec: ModelSpec, values: dict[str, np.ndarray], length: int | None) -> Any:
-    """The ONNX graph of the model's function for `length` tokens, or for any number from 2."""
+def trace(spec: ModelSpec, values: dict[str, np.ndarray]) -> Any:
+    """The model's function as a graph of ONNX, its weights under their own names."""
     import array_api_compat.torch as xp
     import torch
+    from onnx import helper, numpy_helper
+    from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
 
     class Traced(torch.nn.Module):
-        def forward(self, tokens: Any, *parts: Any) -> Any:
-            one_chunk = copy.copy(spec)  # of symbolic length: a block is one chunk
-            object.__setattr__(one_chunk, "chunk", tokens.shape[1])
+        def forward(self, tokens: Any, weights: tuple[Any, ...], *parts: Any) -> Any:
+            named = dict(zip(values, weights, strict=True))
             state = dict(zip(state_shapes(spec), parts, strict=True))
-            logits, state = model.forward(xp, one_chunk, held, tokens, state)
+            logits, state = forward(xp, spec, named, tokens, state)
             return logits, *state.values()
 
-    held = {name: torch.from_numpy(value) for name, value in values.items()}
-    tokens = torch.zeros((1, length or 5), dtype=torch.int64)
+    weights = tuple(torch.from_numpy(value) for value in values.values())
+    tokens = torch.zeros((1, 5), dtype=torch.int64)
     state = [torch.zeros(shape) for shape in state_shapes(spec).values()]
-    dynamic = None if length else ({1: torch.export.Dim("length", min=2)}, (None,) * len(state))
+    # From 2: the tracer takes a length of 1 for a constant. The graph is right for 1 too.
+    open_length = {1: torch.export.Dim("length", min=2)}
+    shapes = open_length, (None,) * len(weights), (None,) * len(state)
     with torch.no_grad():
-        program = torch.export.export(Traced(), (tokens, *state), dynamic_shapes=dynamic)
-        made: Any = torch.onnx.export(
+        program = torch.export.export(Traced(), (tokens, weights, *state), dynamic_shapes=shapes)
+        traced: Any = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=_inputs(spec),
-            output_names=_outputs(spec),
+            input_names=["tokens", *values, *state_shapes(spec)],
+            output_names=["logits", *(f"next_{name}" for name in state_shapes(spec))],
             verbose=False,
         )
-    return made.model_proto.graph
-
-
-def join(spec: ModelSpec, branches: dict[str, Any]) -> Any:
-    """One model: If(length == 1) decode else prefill, over shared constants."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    constants: dict[tuple[Any, ...], Any] = {}  # by content: a weight of both branches is one
-    bodies = {}
-    for branch, graph in branches.items():
-        names = {name: name for name in (*_inputs(spec), "")}
-        for tensor in graph.initializer:
-            value = numpy_helper.to_array(tensor)
-            key = (value.dtype.str, value.shape, value.tobytes())
-            if key not in constants:
-                constants[key] = numpy_helper.from_array(value, f"constant_{len(constants)}")
-            names[tensor.name] = constants[key].name
+    DeduplicateInitializersPass(size_limit=sys.maxsize)(traced.model)
+    RemoveUnusedNodesPass()(traced.model)
+    whole = traced.model_proto.graph
+    for graph in _graphs(whole):
+        del graph.value_info[:]
         for node in graph.node:
-            names.update({name: f"{branch}/{name}" for name in node.output if name})
-        nodes = [
-            helper.make_node(
-                node.op_type,
-                [names[name] for name in node.input],
-                [names[name] for name in node.output],
-                names[node.output[0]],  # onnxruntime 1.18 to 1.20 refuse unnamed ones
-                domain=node.domain,
-                **{a.name: helper.get_attribute_value(a) for a in node.attribute},
-            )
-            for node in graph.node
-        ]
-        made = [helper.make_empty_tensor_value_info(names[o.name]) for o in graph.output]
-        for output, wanted in zip(made, _outputs(spec), strict=True):
-            output.CopyFrom(_described(spec, wanted, output.name))
-        bodies[branch] = helper.make_graph(nodes, branch, [], made)
-
-    one = numpy_helper.from_array(np.array([1], np.int64), "one")
-    choose = [
-        helper.make_node("Shape", ["tokens"], ["length"], start=1, end=2),
-        helper.make_node("Equal", ["length", "one"], ["is_one"]),
-        helper.make_node(
-            "If",
-            ["is_one"],
-            _outputs(spec),
-            then_branch=bodies["decode"],
-            else_branch=bodies.get("prefill", bodies["decode"]),
-        ),
-    ]
-    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, "length"])
-    state = [_described(spec, name, name) for name in state_shapes(spec)]
-    outputs = [_described(spec, name, name) for name in _outputs(spec)]
-    shared = [one, *constants.values()]
-    graph = helper.make_graph(choose, "tsm", [tokens, *state], outputs, shared)
-    opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+            node.doc_string = ""
+            del node.metadata_props[:]  # stack traces
+    stored = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    # Weights last: the first constant has none before it that could align it.
+    constants = [*whole.initializer, *stored]
+    inputs, outputs = _described(spec)
+    return helper.make_model(
+        helper.make_graph(whole.node, "tsm", inputs, outputs, constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
 
 
-def _inputs(spec: ModelSpec) -> list[str]:
-    return ["tokens", *state_shapes(spec)]
+def forward(xp: Any, spec: ModelSpec, weights: Weights, tokens: Any, state: State) -> Any:
+    """`model.forward`, of which a loop over the tokens is what takes no block of any length."""
+
+    def mixer_function(mixer: str) -> Callable[..., Any]:
+        if MIXERS[mixer].any_length(spec):
+            return MIXERS[mixer].forward
+
+        def mix(xp: Any, spec: ModelSpec, weights: Weights, name: str, x: Any, state: State) -> Any:
+            own = {n: value for n, value in weights.items() if n.startswith(f"{name}.")}
+            step = MIXERS[mixer].forward
+            return by_token(lambda w, x, s: step(xp, spec, w, name, x, s), own, x, state)
+
+        return mix
+
+    if spec.mixer == GPT2:
+        return by_token(lambda w, x, s: model.forward(xp, spec, w, x, s), weights, tokens, state)
+    return model.forward(xp, spec, weights, tokens, state, mixer_function=mixer_function)
 
 
-def _outputs(spec: ModelSpec) -> list[str]:
-    return ["logits", *(f"next_{name}" for name in state_shapes(spec))]
+def by_token(function: Callable[..., Any], weights: Weights, x: Any, state: State) -> Any:
+    """function(weights, x, state) for one token of x after the other."""
+
+    def step(carry: Any, token: Any, held: Any) -> Any:
+        before, named = dict(zip(state, carry, strict=True)), dict(zip(weights, held, strict=True))
+        y, after = function(named, token[0][:, None], before)
+        return [after[name] for name in state], [y[:, 0]]
+
+    last, [y] = scan_tokens(step, [*state.values()], [x], [*weights.values()])
+    return y, dict(zip(state, last, strict=True))
 
 
-def _described(spec: ModelSpec, value: str, name: str) -> Any:
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph and the bodies of its loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def _described(spec: ModelSpec) -> list[list[Any]]:
+    """The inputs and the outputs with their types, shapes and meanings."""
     from onnx import TensorProto, helper
 
-    shapes: dict[str, Any] = {"logits": (1, "length", spec.vocabulary)}
-    for state, shape in state_shapes(spec).items():
-        shapes[state] = shapes[f"next_{state}"] = shape
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[value])
+    types = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+    return [
+        [
+            helper.make_tensor_value_info(t["name"], types[t["type"]], t["shape"], t["meaning"])
+            for t in tensors
+        ]
+        for tensors in signature(state_shapes(spec), spec.vocabulary, "int64").values()
+    ]
 
 
-def quantize(values: dict[str, np.ndarray], bits: dict[str, int], made: Any) -> None:
+def quantize(values: Weights, bits: dict[str, int], artifact: Any) -> None:
     """In place: MatMul with a matrix named in `bits` becomes MatMulInteger, or of 4 bits
-    onnxruntime's MatMulNBits. Stored are the codes and scales of `few_bits`; nodes before the `If`
-    lay them out as these operators want them, which onnxruntime does once, as it loads the file."""
+    onnxruntime's MatMulNBits. Stored are the codes and scales of `quantize_rows`; nodes lay them
+    out as these operators want them; onnxruntime does so once, as it loads."""
     from onnx import helper, numpy_helper
 
-    graph = made.graph
-    wanted = {values[name].T.tobytes(): name for name in bits}
+    graph = artifact.graph
     constants = {
         "last_axis": np.array([-1], np.int64),
         "tiny": np.array(1e-30, np.float32),  # a row of zeros stays zeros
@@ -182,34 +191,36 @@ def quantize(values: dict[str, np.ndarray], bits: dict[str, int], made: Any) -> 
         "middle": np.array(MIDDLE, np.uint8),
     }
     if 4 in bits.values():
-        made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        artifact.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         constants["middles"] = np.array(0x88, np.uint8)  # of two codes a byte
-    kept, layouts, products = [], [], {}
-    for tensor in graph.initializer:
-        value, weight = numpy_helper.to_array(tensor), tensor.name
-        name = wanted.get(value.tobytes()) if value.ndim == 2 else None
-        if not name:
-            kept.append(tensor)
-            continue
-        constants[weight], constants[f"{weight}/scale"] = few_bits(values[name], bits[name])
-        if bits[name] == 8:
-            layouts += _eight_bit_layout(weight)
-            products[weight] = _eight_bit_product
+    layouts, products = [], {}
+    for name, count in bits.items():
+        constants[name], constants[f"{name}/scale"] = quantize_rows(values[name], count)
+        if count == 8:
+            layouts += _eight_bit_layout(name)
+            products[name] = _eight_bit_product
         else:
-            layouts += _four_bit_layout(weight, columns=constants[weight].shape[1])
-            products[weight] = partial(_four_bit_product, *value.shape)
-    if len(products) != len(wanted):
-        raise ExportError(f"{len(products)} projections in the graph, wanted {len(wanted)}")
-    kept += [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    _replace(graph.initializer, kept)
+            layouts += _four_bit_layout(name, columns=constants[name].shape[1])
+            products[name] = partial(_four_bit_product, *values[name].T.shape)
+    others = [tensor for tensor in graph.initializer if tensor.name not in bits]
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    _replace(graph.initializer, [*others, *stored])
 
-    for branch in [attribute.g for attribute in graph.node[-1].attribute]:
+    replaced = set()
+    for each in _graphs(graph):
+        turned = {n.output[0]: n.input[0] for n in each.node if n.op_type == "Transpose"}
         nodes = []
-        for node in branch.node:
-            product = node.op_type == "MatMul" and products.get(node.input[1])
-            nodes += product(*node.input, *node.output) if product else [node]
-        _replace(branch.node, nodes)
+        for node in each.node:
+            name = turned.get(node.input[1]) if node.op_type == "MatMul" else None
+            if name in products:
+                nodes += products[name](node.input[0], name, *node.output)
+                replaced.add(name)
+            elif turned.get(node.output[0]) not in products:
+                nodes.append(node)
+        _replace(each.node, nodes)
     _replace(graph.node, [*layouts, *graph.node])
+    if replaced != bits.keys():
+        raise ExportError(f"{len(replaced)} projections in the graph, wanted {len(bits)}")
 
 
 def _replace(field: Any, values: list[Any]) -> None:
@@ -286,11 +297,12 @@ def _nodes(prefix: str, *rows: tuple[str, list[str], str, dict[str, Any]]) -> li
 
 
 def serialize(made: Any) -> bytes:
-    """Each constant starts at a cache line: the text of the one before it is as long as that
-    takes."""
+    """Each constant but the first starts at a cache line: the text of the one before it is as long
+    as that takes."""
     constants, shift = made.graph.initializer, 1
     for tensor in constants:
         tensor.doc_string = ""
+    data = b""
     while shift:  # a text may need more digits for its length than before
         data, shift = made.SerializeToString(deterministic=True), 0
         for before, tensor in pairwise(constants):

@@ -21,34 +21,40 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 from typing import Any
 
-import numpy as np
+if not __package__:
+    from by_path import PACKAGE as __package__
 
-from tsm.export.verify import ALIGNMENT_BYTES, ExportError, bits, export_main, quiet
-from tsm.training import model
-from tsm.training.spec import ModelSpec, state_shapes
+from ..runtime.command import needs
+
+with needs("tsm-to-tflite", "export-tflite"):
+    import numpy as np
+
+    from ..training import model
+    from ..training.spec import ModelSpec, state_shapes
+    from .command import export_main, quiet, temporary_folder
+    from .layout import ALIGNMENT_BYTES, ExportError, Weights, bits, quantize_rows
 
 METADATA_NAME = "tsm"
 
 
 def main(argv: list[str] | None = None) -> int:
-    return export_main("to_tflite", __doc__, ".tflite", build, argv)
+    return export_main("tsm-to-tflite", __doc__, ".tflite", build, argv)
 
 
-def build(
-    spec: ModelSpec, values: dict[str, np.ndarray], quantization: str, metadata: str
-) -> bytes:
+def build(spec: ModelSpec, values: Weights, quantization: str, metadata: str) -> bytes:
+    bits_of = bits(spec, quantization)
+    values = distinct(values, bits_of)
     with quiet():
         data = convert(spec, values)
         check_builtin(data)
-        if quantization != "none":
-            data = quantize(values, bits(spec, quantization), data)
+        if bits_of:
+            data = quantize(values, bits_of, data)
         return add_metadata(data, metadata)
 
 
-def convert(spec: ModelSpec, values: dict[str, np.ndarray]) -> bytes:
+def convert(spec: ModelSpec, values: Weights) -> bytes:
     """The fp32 flatbuffer."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import, which reads it
     import jax.numpy as jnp
@@ -74,12 +80,11 @@ def convert(spec: ModelSpec, values: dict[str, np.ndarray]) -> bytes:
         )
 
     module.decode, module.prefill = entry(1), entry(spec.chunk)
-    with tempfile.TemporaryDirectory() as folder:
-        signatures = {"decode": module.decode, "prefill": module.prefill}
-        tf.saved_model.save(module, folder, signatures=signatures)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(signatures))
+    signatures = {"decode": module.decode, "prefill": module.prefill}
+    with temporary_folder() as folder:
         try:
-            return converter.convert()
+            tf.saved_model.save(module, str(folder), signatures=signatures)
+            return tf.lite.TFLiteConverter.from_saved_model(str(folder), [*signatures]).convert()
         except Exception as error:  # TensorFlow raises many types, of many lines
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ExportError(f"the converter refused the model ({reason})") from error
@@ -92,30 +97,50 @@ def check_builtin(data: bytes) -> None:
         raise ExportError(f"operators {', '.join(custom)}, wanted builtin ones only")
 
 
-def quantize(values: dict[str, np.ndarray], bits: dict[str, int], data: bytes) -> bytes:
-    """The matrices named in `bits`, found in the graph by their own bytes, in so many bits."""
+def quantize(values: Weights, bits: dict[str, int], data: bytes) -> bytes:
+    """The matrices named in `bits`, in so many bits. A product is found by the matrix in it."""
     from ai_edge_quantizer import quantizer, recipe
 
-    wanted = {values[name].tobytes(): count for name, count in bits.items()}
-    graph, names = _read(data), {8: [], 4: []}
+    # A product with one column is a multiplication to TFLite, and stays in fp32.
+    names = {values[name].tobytes(): name for name in bits if values[name].shape[1] > 1}
+    graph, outputs = _read(data), {8: [], 4: []}
     for subgraph in graph.subgraphs:
+        missing = set(names.values())
         for operator in subgraph.operators:
             for i in operator.inputs:
                 constant = graph.buffers[subgraph.tensors[i].buffer].data
-                count = wanted.get(b"" if constant is None else np.asarray(constant).tobytes())
-                if count:
+                name = names.get(b"" if constant is None else np.asarray(constant).tobytes())
+                if name:
                     output = subgraph.tensors[operator.outputs[0]].name.decode()
-                    names[count].append(re.escape(output))
-    found = len(names[8]) + len(names[4])
-    if found != len(bits) * len(graph.subgraphs):
-        raise ExportError(f"{found} projections in the graph, wanted {len(bits)} an entry")
+                    outputs[bits[name]].append(re.escape(output))
+                    missing.discard(name)
+        if missing:
+            raise ExportError(f"no product with {', '.join(sorted(missing))} in the graph")
     rules = []
     for count, rule in ((8, recipe.dynamic_wi8_afp32()), (4, recipe.dynamic_wi4_afp32())):
-        if names[count]:
-            regex = f"^({'|'.join(names[count])});?$"
+        if outputs[count]:
+            regex = f"^({'|'.join(outputs[count])});?$"
             rules += [{**part, "regex": regex} for part in rule]
-    made: Any = quantizer.Quantizer(data, rules).quantize(enable_progress_report=False)
-    return bytes(made.quantized_model)
+    quantized: Any = quantizer.Quantizer(data, rules).quantize(enable_progress_report=False)
+    return bytes(quantized.quantized_model)
+
+
+def distinct(values: Weights, bits: dict[str, int]) -> Weights:
+    """No two matrices with the same bytes, for the converter makes one constant of such, of one
+    shape and quantized in one way. A value moves by so little that all codes and scales stay."""
+    seen = {value.tobytes() for name, value in values.items() if name not in bits}
+    changed = dict(values)
+    for name, count in bits.items():
+        wanted = quantize_rows(values[name], count)
+        for place in range(values[name].size):
+            if changed[name].tobytes() not in seen:
+                break
+            moved = values[name].copy()
+            moved.flat[place] = np.nextafter(moved.flat[place], np.float32(np.inf))
+            if all(map(np.array_equal, quantize_rows(moved, count), wanted)):
+                changed[name] = moved
+        seen.add(changed[name].tobytes())
+    return changed
 
 
 def add_metadata(data: bytes, text: str) -> bytes:

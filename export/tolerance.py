@@ -29,7 +29,10 @@ TOLERANCES = {
     "libraries": Tolerance(1e-4, "NumPy, JAX and PyTorch in fp32: products sum in another order"),
     "gradients": Tolerance(1e-4, "the same, once more on the way back"),
     "forms": Tolerance(1e-4, "chunked form against step form: logarithms against products"),
-    "silent": Tolerance(1e-3, "without units of which weight decay has left 1e-6 at most", 1e-6),
+    "block": Tolerance(
+        1e-5, "a block of fp32 against its bytes one by one: products sum in another order"
+    ),
+    "pruned": Tolerance(1e-3, "without units of which weight decay has left 1e-6 at most", 1e-6),
     "fp32 artifact": Tolerance(
         1e-4, "a graph's kernels sum, and approximate tanh, otherwise", 1e-6
     ),

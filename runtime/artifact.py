@@ -2,32 +2,33 @@
 
 Its bytes hold exactly one JSON object, wherever the file format puts metadata:
 
-    {"tsm_artifact": 3, "file_bytes": "000014110208", "crc32": "<8 hex digits>",
+    {"tsm_artifact": 4, "file_bytes": "000014110208", "crc32": "<8 hex digits>",
      "sha256": "<64 hex digits>", ...}
 
-3 is the format version. `sha256` is that of the whole file with the digits of both set to 0: the
+4 is the format version. `sha256` is that of the whole file with the digits of both set to 0: the
 model's name. `crc32` is that of the file with its own 8 digits set to 0: it finds damage as surely
 and is verified whenever a model is opened, in under half the time and without 4 MB of OpenSSL.
 Neither is a signature. Exporters write the object with `metadata_json` and, once the file is whole,
-`seal`; the runtime reads it with `open_artifact`. Run it to check files, SHA-256 included: python
-runtime/artifact.py FILE...
+`seal`; the runtime reads it with `open_artifact`. tsm-describe verifies the SHA-256 too.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import math
 import os
-import sys
+import stat
 import zlib
 
 TYPE_CHECKING = False  # as typing's, which costs a start 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, BinaryIO, TypeVar
 
     T = TypeVar("T")
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MARKER = b'{"tsm_artifact": '
 PIECE_BYTES = 1 << 16  # a file is read in pieces: verifying must not cost memory
 JSON_BYTES_LIMIT = 1 << 16
@@ -67,23 +68,60 @@ class Artifact:
         source_sha256: str,  # of the model.safetensors that it was made from
         prefill_tokens: int,  # block length of the `prefill` entry
         state: dict[str, list[int]],  # fp32 shapes by name
-        places: dict[str, list[str]],  # by weight, offsets in the file (native_engine.py), or empty
+        initial_state: str,  # "zeros": the state before the first byte of a text
+        offsets: dict[str, list[str]],  # of each weight's pieces in the file, or empty
     ) -> None:
         self.path, self.sha256, self.spec, self.quantization = path, sha256, spec, quantization
         self.license, self.source_sha256 = license, source_sha256
-        self.prefill_tokens, self.state, self.places = prefill_tokens, state, places
+        self.prefill_tokens, self.state, self.offsets = prefill_tokens, state, offsets
+        self.initial_state = initial_state
 
 
 _WANTED = {
     "spec": "an object",
     "state": "shapes of whole numbers by name, of not too many values",
-    "places": "lists of text by name",
+    "offsets": "lists of text by name",
+    "initial_state": "zeros",
     "prefill_tokens": "a whole number, 1 to 65,536",
     "quantization": "text",
     "license": "text",
     "source_sha256": "text",
 }
 _KEYS = _WANTED.keys()
+
+_MEANINGS = {  # of the parts of the state, in all mixers
+    "channels": "what each channel remembers",
+    "memory": "what each head remembers",
+    "hidden": "what each channel remembers",
+    "sums": "running sums over all keys and values",
+    "history": "the inputs that the short convolution still reaches",
+    "keys": "keys of the tokens in the window",
+    "values": "values of the tokens in the window",
+    "valid": "1 where the window holds a token, else 0",
+    "count": "tokens read, or since the last whole block",
+    "held": "angles of the last whole stretch",
+}
+
+
+def signature(
+    state: Mapping[str, Sequence[int]], vocabulary: int, tokens_type: str
+) -> dict[str, list[dict[str, Any]]]:
+    """The inputs and outputs of a graph: name, type, shape and meaning of each. `length` in a shape
+    is the number of bytes that one call reads."""
+
+    def tensor(name: str, kind: str, shape: list[Any], meaning: str) -> dict[str, Any]:
+        return {"name": name, "type": kind, "shape": shape, "meaning": meaning}
+
+    tokens = tensor("tokens", tokens_type, [1, "length"], "bytes of the text, 0 to 255")
+    meaning = "of the byte after each of these; softmax makes probabilities of them"
+    logits = tensor("logits", "float32", [1, "length", vocabulary], meaning)
+    inputs, outputs = [tokens], [logits]
+    for name, shape in sorted(state.items()):
+        meaning = _MEANINGS.get(name, "a part of the state")
+        begins = f"{meaning}; zeros before the first byte, then next_{name} of the call before"
+        inputs.append(tensor(name, "float32", list(shape), begins))
+        outputs.append(tensor(f"next_{name}", "float32", list(shape), f"{name} for the next call"))
+    return {"inputs": inputs, "outputs": outputs}
 
 
 def metadata_json(metadata: dict[str, Any]) -> str:
@@ -93,8 +131,6 @@ def metadata_json(metadata: dict[str, Any]) -> str:
     """
     if metadata.keys() != _KEYS:
         raise ArtifactError(f"metadata: keys {sorted(metadata)}, wanted {sorted(_KEYS)}")
-    import json
-
     return _HEADER + ", " + json.dumps(metadata, sort_keys=True)[1:]
 
 
@@ -142,6 +178,9 @@ def check_sha256(artifact: Artifact) -> None:
 def _opened(path: str, work: Callable[[BinaryIO], T]) -> T:
     """What `work` makes of the file."""
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe waits, a device never ends
+            raise OSError(errno.EINVAL, "is no regular file")
         with open(path, "rb") as file:
             return work(file)
     except OSError as error:
@@ -165,23 +204,23 @@ def _crc32(pieces: Iterable[bytes]) -> str:
 def _pieces(file: BinaryIO, offset: int = 0, *zeroed: tuple[int, int]) -> Iterator[bytes]:
     """The file piece by piece; the spans `zeroed`, counted from `offset`, read as "0"."""
     file.seek(0)
-    place = -offset
+    position = -offset
     while piece := file.read(PIECE_BYTES):
         for start, end in zeroed:
-            a, b = max(start - place, 0), min(end - place, len(piece))
+            a, b = max(start - position, 0), min(end - position, len(piece))
             if a < b:
                 piece = piece[:a] + b"0" * (b - a) + piece[b:]
         yield piece
-        place += len(piece)
+        position += len(piece)
 
 
 def _marker_offsets(file: BinaryIO) -> list[int]:
     """Where MARKER stands in the file, also where it straddles two pieces."""
     offsets, tail, start = [], b"", 0
     for piece in _pieces(file):
-        window, place = tail + piece, -1
-        while (place := window.find(MARKER, place + 1)) >= 0:
-            offsets.append(start - len(tail) + place)
+        window, position = tail + piece, -1
+        while (position := window.find(MARKER, position + 1)) >= 0:
+            offsets.append(start - len(tail) + position)
         start += len(piece)
         tail = window[1 - len(MARKER) :]  # too short to hold a marker already counted
     return offsets
@@ -189,6 +228,11 @@ def _marker_offsets(file: BinaryIO) -> list[int]:
 
 def _verify(path: str, file: BinaryIO) -> Artifact:
     offsets = _marker_offsets(file)
+    if path.endswith(".safetensors"):
+        raise ArtifactError(
+            f"{path}: weights, wanted a .tflite or .onnx: "
+            "export/to_tflite.py and export/to_onnx.py make one of them"
+        )
     if len(offsets) != 1:
         raise ArtifactError(
             f"{path}: {len(offsets)} TSM headers found, wanted exactly one "
@@ -216,7 +260,7 @@ def _verify(path: str, file: BinaryIO) -> Artifact:
             f"{path}: CRC-32 {found_crc32}, its header wants {wanted_crc32} (damaged)"
         )
     try:
-        stored = _json_value(text.decode("utf-8", "replace"))
+        stored, _ = json.JSONDecoder().raw_decode(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: header is not JSON ({error})") from None
     metadata = {k: v for k, v in stored.items() if k not in ("tsm_artifact", "file_bytes", "crc32")}
@@ -229,38 +273,16 @@ def _verify(path: str, file: BinaryIO) -> Artifact:
     return Artifact(path=path, **metadata)
 
 
-def _json_value(text: str) -> Any:
-    """The one that `text` begins with. Raises ValueError or RecursionError.
-
-    By CPython's scanner without the json package around it, whose re and enum cost 1.4 MB; what it
-    stumbles at, the package tells."""
-    try:
-        from _json import make_scanner
-
-        settings: Any = _Scanning
-        return make_scanner(settings)(text, 0)[0]
-    except (ImportError, StopIteration, SystemError, TypeError):
-        from json import JSONDecoder
-
-        return JSONDecoder().raw_decode(text)[0]
-
-
-class _Scanning:
-    """What the scanner makes of JSON: as json.loads."""
-
-    strict = True
-    object_hook = object_pairs_hook = parse_constant = None
-    parse_float, parse_int = float, int
-
-
 def _fits(key: str, value: Any) -> bool:
+    if key == "initial_state":
+        return value == "zeros"
     if key == "prefill_tokens":
         return type(value) is int and 0 < value <= BLOCK_TOKENS_LIMIT
-    if key in ("spec", "state", "places"):
+    if key in ("spec", "state", "offsets"):
         if not isinstance(value, dict):
             return False
         shapes = value.values()
-        if key == "places":
+        if key == "offsets":
             return all(isinstance(v, list) and all(type(p) is str for p in v) for v in shapes)
         if key == "state":
             sizes = [v if isinstance(v, list) else [0] for v in shapes]
@@ -269,19 +291,3 @@ def _fits(key: str, value: Any) -> bool:
         numbers = [v for v in shapes if not isinstance(v, str)]  # a spec's, bools among them
         return all(isinstance(v, (int, float)) and 0 <= v < 2**32 for v in numbers)
     return isinstance(value, str)
-
-
-def main() -> int:
-    try:
-        for path in sys.argv[1:]:
-            found = open_artifact(path)
-            check_sha256(found)
-            print(f"{path}: ok, {found.quantization}, {found.license}, SHA-256 {found.sha256}")
-    except ArtifactError as error:
-        print(f"artifact: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,14 +31,12 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
-if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.artifact import Artifact, open_artifact
-    from tsm.runtime.command import CommandError, Parser, end, number, progress
-    from tsm.runtime.engines import ENGINES, SHIPPED_MODEL, Engine, kinds, open_engine
-else:
-    from artifact import Artifact, open_artifact
-    from command import CommandError, Parser, end, number, progress
-    from engines import ENGINES, SHIPPED_MODEL, Engine, kinds, open_engine
+if not __package__:
+    from by_path import PACKAGE as __package__
+
+from .artifact import Artifact, open_artifact
+from .command import CommandError, Parser, number, open_output, progress, run_command
+from .engines import ENGINES, SHIPPED_MODEL, Engine, kinds, open_engine
 
 GENERATE = Path(__file__).with_name("generate.py")
 POWERCAP = Path("/sys/class/powercap")
@@ -117,9 +115,9 @@ def positions(longest: int) -> list[int]:
 
 def _text(start: int, end: int) -> Iterator[bytes]:
     """TEXT over and over from one position to another, in blocks."""
-    for place in range(start, end, BLOCK_BYTES):
-        size, into = min(BLOCK_BYTES, end - place), place % len(TEXT)
-        yield (TEXT * (size // len(TEXT) + 2))[into : into + size]
+    for position in range(start, end, BLOCK_BYTES):
+        size, skipped = min(BLOCK_BYTES, end - position), position % len(TEXT)
+        yield (TEXT * (size // len(TEXT) + 2))[skipped : skipped + size]
 
 
 def _at_position(
@@ -151,15 +149,15 @@ def _at_position(
 def energy_counters() -> list[tuple[int, int]]:
     """Of each of the processor's packages what RAPL has counted and where it begins anew, in
     microjoules; none where it cannot be read."""
-    names, found = ("energy_uj", "max_energy_range_uj"), []
+    names, counters = ("energy_uj", "max_energy_range_uj"), []
     try:
         for folder in sorted(POWERCAP.glob("intel-rapl:*")):  # AMD's have this name too
             if re.fullmatch(r"intel-rapl:\d+", folder.name):  # a package; :0:0 is a part of it
                 energy, most = (int((folder / name).read_text()) for name in names)
-                found.append((energy, most + 1))
+                counters.append((energy, most + 1))
     except (OSError, ValueError):
         return []
-    return found
+    return counters
 
 
 def joules_between(before: list[tuple[int, int]], after: list[tuple[int, int]]) -> float:
@@ -212,19 +210,20 @@ def _cpu() -> str:
     return (names or [platform.processor() or platform.machine()])[0]
 
 
-def shown(found: dict[str, Any]) -> str:
+def shown(figures: dict[str, Any]) -> str:
     """Two tables: speed by position, and fresh processes."""
     lines = [
-        f"{found['model']}, {found['quantization']}, {found['machine']}, "
-        f"medians of {found['repeats']}{', litert with a weight cache' * found['weight_cache']}",
+        f"{figures['model']}, {figures['quantization']}, {figures['machine']}, "
+        f"medians of {figures['repeats']}"
+        f"{', litert with a weight cache' * figures['weight_cache']}",
         f"{'engine':<8}{'position':>12}{'prefill, bytes/s':>20}{'decode, bytes/s':>20}",
     ]
-    for row in found["speed"]:
+    for row in figures["speed"]:
         speeds = (row[f"{name}_bytes_per_second"] for name in ("prefill", "decode"))
         numbers = "".join(f"{speed:>20,.0f}" for speed in speeds)
         lines.append(f"{row['engine']:<8}{row['position']:>12,}{numbers}")
     lines.append(f"{'engine':<8}{'first byte, ms':>16}{'peak RSS, MB':>18}{'joules per byte':>18}")
-    for row in found["processes"]:
+    for row in figures["processes"]:
         rss, joules = row["peak_rss_bytes"], row["joules_per_byte"]
         memory = NOT_READABLE if rss is None else f"{rss / 1e6:.1f}"
         energy = NOT_READABLE if joules is None else f"{joules:.4f}"
@@ -236,53 +235,45 @@ def shown(found: dict[str, Any]) -> str:
 def _arguments(argv: Sequence[str] | None) -> Namespace:
     parser = Parser("tsm-bench", __doc__)
     add = parser.add_argument
+    add("model", nargs="?", type=Path, default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
     add(
-        "model",
-        nargs="?",
-        type=Path,
-        default=SHIPPED_MODEL,
-        help="a .tflite or .onnx artifact (default: %(default)s)",
+        "--engine",
+        nargs="+",
+        choices=ENGINES,
+        help="engines to compare (default: all that are installed)",
     )
-    add("--engine", nargs="+", choices=ENGINES, help="to compare (default: all that are here)")
     some = number(int, 1, math.inf, "a whole number, 1 or more")
     add(
         "--longest",
         type=some,
         default=10_000,
         metavar="N",
-        help="the last position, in bytes; those before it are 100, 1000 and so on "
-        "(default: %(default)s)",
+        help="the last position, in bytes; those before it are 100, 1000 and so on",
     )
-    add("--repeats", type=some, default=5, metavar="N", help="of each (default: %(default)s)")
-    add(
-        "--bytes",
-        type=some,
-        default=50,
-        metavar="N",
-        help="decoded at a time (default: %(default)s)",
-    )
+    add("--repeats", type=some, default=5, metavar="N", help="how often each is measured")
+    add("--bytes", type=some, default=50, metavar="N", help="how many to decode at a time")
     add(
         "--weight-cache",
         default="",
         metavar="DIR",
-        help="the engine litert keeps packed weights there, and computes with XNNPACK",
+        help="where the engine litert keeps packed weights, to compute with XNNPACK",
     )
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
 
 def _run(arguments: Namespace) -> None:
+    write = open_output()
     artifact = open_artifact(arguments.model)
     chosen = list(dict.fromkeys(arguments.engine or kinds(artifact) or [""]))
     counts = arguments.longest, arguments.repeats, arguments.bytes
-    found = bench(artifact, chosen, *counts, arguments.weight_cache)
-    print(json.dumps(found) if arguments.json else shown(found))
+    figures = bench(artifact, chosen, *counts, arguments.weight_cache)
+    write((json.dumps(figures) if arguments.json else shown(figures)) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-    arguments = _arguments(argv)
-    return end("tsm-bench", lambda: _run(arguments))
+    """The command line. Returns the exit code."""
+    return run_command("tsm-bench", lambda: _run(_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -1,177 +1,73 @@
-"""What the commands of this folder share: arguments, progress, and how a command ends."""
+"""What all commands share: arguments, progress, standard streams and signals, and how a command
+ends."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import math
 import os
+import signal
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn, TypeVar
 
     T = TypeVar("T")
 
-if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.artifact import ArtifactError
-    from tsm.runtime.engines import EngineError
-else:
-    from artifact import ArtifactError
-    from engines import EngineError
+from .artifact import ArtifactError
+from .engines import EngineError
+from .files import naming
+from .version import __version__
 
-BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
+BAD_INPUT, SIGNALLED = 2, 128  # exit codes: the latter plus the number of the signal
+STDOUT = "standard output"
+# What ends a command as Ctrl-C does; closing a terminal window sends SIGHUP, which Windows lacks.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class CommandError(ValueError):
     """What a command cannot do: found and wanted, in one line."""
 
 
-class ArgumentError(ValueError):
-    """A value that an argument cannot have: found and wanted, in one line."""
+class Signalled(KeyboardInterrupt):
+    """A signal of SIGNALS, whose number is its argument."""
 
 
-SUPPRESS = object()  # as argparse's: no default
+class Parser(argparse.ArgumentParser):
+    """argparse's, with the docstring of a command as its help, the default of each option at the
+    end of its own, `--version`, and one line for a mistake."""
 
+    def __init__(self, prog: str, description: str | None) -> None:
+        super().__init__(
+            prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+        )
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
-class Arguments:
-    """What argparse calls a namespace."""
-
-    def __contains__(self, name: str) -> bool:
-        return name in vars(self)
-
-
-class Group:
-    """Arguments declared together, as argparse wants them."""
-
-    def __init__(self, parser: Parser, method: str = "", *title: str) -> None:
-        self.parser, self.method, self.title = parser, method, title
-
-    def add_argument(self, *names: str, **how: Any) -> None:
-        self.parser.declared.append((self, names, how))
-
-
-class Parser(Group):
-    """argparse, of which nothing is imported for a line that needs no more than names and values:
-    with its regular expressions it is 1.3 MB, and a third of the time to the first byte.
-
-    Its help is the docstring as it stands; a mistake is one line, without argparse's usage.
-    """
-
-    def __init__(self, prog: str, description: str | None, defaults: bool = False) -> None:
-        super().__init__(self)
-        self.prog, self.description, self.defaults = prog, description, defaults
-        self.declared: list[tuple[Group, tuple[str, ...], dict[str, Any]]] = []
-
-    def add_argument_group(self, title: str) -> Group:
-        return Group(self, "add_argument_group", title)
-
-    def add_mutually_exclusive_group(self) -> Group:
-        return Group(self, "add_mutually_exclusive_group")
-
-    def parse_args(self, argv: Sequence[str] | None = None) -> Any:
-        words = sys.argv[1:] if argv is None else list(argv)
-        return self.plain(words) or self.whole().parse_args(words)
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """After --help and --version, which a closed pipe or a full disk may have cut short."""
+        raise SystemExit(run_command(self.prog, lambda: None))
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        complain(self.prog, message)
         raise SystemExit(BAD_INPUT)
 
-    def plain(self, words: Sequence[str]) -> Arguments | None:
-        """What argparse would find in the words; None if they are anything but whole names of
-        options, values of one word and positional arguments, all as they should be."""
-        found = Arguments()
-        values, options, positional = vars(found), {}, []
-        for group, names, how in self.declared:
-            name = how.get("dest") or names[0].lstrip("-").replace("-", "_")
-            default = how.get("default", False if "action" in how else None)
-            if isinstance(default, str):
-                default = how.get("type", str)(default)
-            if default is not SUPPRESS:
-                values[name] = default
-            if names[0][0] == "-":
-                options.update(dict.fromkeys(names, (group, name, how)))
-            else:
-                positional.append((group, name, how))
-        left, given, exclusive = list(reversed(words)), [], set()
-        while left:
-            word = left.pop()
-            if word[:1] != "-" or word == "-":
-                if not positional:
-                    return None
-                (group, name, how), text = positional.pop(0), word
-            else:
-                option, equals, text = word.partition("=")
-                if option not in options:
-                    return None
-                group, name, how = options[option]
-                if how.get("action") == "store_true":
-                    if equals:
-                        return None
-                    values[name] = True
-                    continue
-                if not equals:
-                    if not left or (left[-1][:1] == "-" and left[-1] != "-"):
-                        return None
-                    text = left.pop()
-            if group in exclusive or how.get("nargs", "?") != "?":
-                return None
-            if group.method == "add_mutually_exclusive_group":
-                exclusive.add(group)
-            given.append((name, how, text))
-        for name, how, text in given:  # not before all is there: a value may be standard input
-            try:
-                value = how.get("type", str)(text)
-            except ValueError:
-                return None
-            if value not in how.get("choices", (value,)):
-                return None
-            appended = how.get("action") == "append"
-            values[name] = [*values.get(name, ()), value] if appended else value
-        return found
 
-    def whole(self) -> argparse.ArgumentParser:
-        """argparse's own parser of the same arguments."""
-        import argparse
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = os.get_terminal_size().columns
+        except OSError:
+            columns = 100
+        super().__init__(prog, width=columns - 2)  # else argparse loads shutil, which costs 0.5 MB
 
-        def told(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-            def parse(text: str) -> Any:
-                try:
-                    return kind(text)
-                except ArgumentError as error:
-                    raise argparse.ArgumentTypeError(str(error)) from None
-
-            return parse
-
-        class Defaults(argparse.ArgumentDefaultsHelpFormatter):
-            def _get_help_string(self, action: argparse.Action) -> str | None:
-                none = action.default in (None, "", []) or action.default is False
-                return action.help if none else super()._get_help_string(action)
-
-        kind = Defaults if self.defaults else argparse.RawDescriptionHelpFormatter
-        try:  # argparse would import shutil, and that bz2 and lzma, to ask for it
-            columns = int(os.environ.get("COLUMNS", "")) or os.get_terminal_size().columns
-        except (OSError, ValueError):
-            columns = 80
-        parser = argparse.ArgumentParser(
-            prog=self.prog,
-            description=self.description,
-            allow_abbrev=False,
-            formatter_class=lambda prog: kind(prog, width=columns - 2),
-        )
-        parser.error = self.error
-        made: dict[Group, Any] = {self: parser}
-        for group, names, how in self.declared:
-            if group not in made:
-                made[group] = getattr(parser, group.method)(*group.title)
-            how = dict(how)
-            if "type" in how:
-                how["type"] = told(how["type"])
-            if how.get("default") is SUPPRESS:
-                how["default"] = argparse.SUPPRESS
-            made[group].add_argument(*names, **how)
-        return parser
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        none = action.default in (None, "", []) or action.default is False
+        return action.help if none else super()._get_help_string(action)
 
 
 def number(kind: type, low: float, high: float, wanted: str) -> Callable[[str], Any]:
@@ -183,41 +79,143 @@ def number(kind: type, low: float, high: float, wanted: str) -> Callable[[str], 
         except ValueError:
             value = math.nan
         if not low <= value <= high:  # also false for nan
-            raise ArgumentError(f"found {text!r}, wanted {wanted}")
+            raise argparse.ArgumentTypeError(f"found {text!r}, wanted {wanted}")
         return value
 
     return parse
 
 
-def end(prog: str, work: Callable[[], None], *errors: type[Exception]) -> int:
-    """Does the work and returns the exit code: 0, 2 after one line about bad input (`errors` are
-    those of the work's own), 130 for Ctrl-C. A reader that has had enough of standard output is no
-    mistake."""
+@contextlib.contextmanager
+def needs(prog: str, extra: str) -> Iterator[None]:
+    """Around the imports of a command: a package that is not installed ends it in one line that
+    names the extra which brings it, and Ctrl-C in one line too."""
     try:
-        work()
-        sys.stdout.flush()
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        wanted = f"pip install -e '.[{extra}]' in a clone of the project"
+        complain(prog, f"{package} is not installed, wanted: {wanted}")
+        raise SystemExit(BAD_INPUT) from None
+    except KeyboardInterrupt as error:
+        complain(prog, "interrupted")
+        raise SystemExit(_exit_code(error)) from None
+
+
+def run_command(prog: str, work: Callable[[], None], *errors: type[Exception]) -> int:
+    """Does the work of a command, its arguments included, and returns the exit code: 0; 2 after one
+    line about bad input, where `errors` are those of the work's own; 128 and the number of the
+    signal that ended it, 130 for Ctrl-C. A reader that has had enough of standard output is no
+    mistake."""
+    _replace_closed_streams()
+    try:
+        with signals_handled_by(_raise):
+            try:
+                work()
+            finally:  # also after --help
+                if sys.stdout:
+                    sys.stdout.flush()
         return 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        return _exit_code(error)
     except (ArtifactError, CommandError, EngineError, *errors) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        complain(prog, str(error))
+        return BAD_INPUT
+    except MemoryError:
+        complain(prog, "out of memory, wanted less to read")
         return BAD_INPUT
     except OSError as error:
-        if error.filename is None:
-            # What is left in the buffer must not be tried, and reported, again at shutdown.
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 0
-        place = error.filename or "standard output"
-        print(f"{prog}: {place}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        name = STDOUT if error.filename is None else error.filename  # open_input and written tell
+        if name == STDOUT:
+            _discard_buffer(sys.stdout)
+            if isinstance(error, BrokenPipeError):
+                return 0
+        complain(prog, f"{name}: {(error.strerror or str(error)).lower()}")
         return BAD_INPUT
+
+
+def _exit_code(error: KeyboardInterrupt) -> int:
+    return SIGNALLED + (error.args[0] if isinstance(error, Signalled) else signal.SIGINT)
+
+
+def _replace_closed_streams() -> None:
+    """Of the standard streams those that are closed: a file must not get their numbers, or what a
+    library prints would go there. sys.stdin and sys.stdout stay None, which tells of it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+
+
+def _discard_buffer(stream: Any) -> None:
+    """So that what could not be written is not tried, and reported, again at shutdown."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _raise(number: int, _: object) -> NoReturn:
+    raise Signalled(number)
+
+
+@contextlib.contextmanager
+def signals_handled_by(handler: Callable[[int, Any], object]) -> Iterator[None]:
+    """SIGNALS meanwhile go to `handler`, except those that the process was started to ignore, as
+    nohup has it."""
+    before = {}
+    try:
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a library's own
+                before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def open_output() -> Callable[[str | bytes], None]:
+    """What writes to standard output at once: bytes, or text as UTF-8 in any locale, with bytes
+    that were decoded with "surrogateescape" as they were. Raises CommandError where there is no
+    standard output, so call it before the work."""
+    if sys.stdout is None:
+        raise CommandError(f"{STDOUT}: closed, wanted it open")
+    # Not sys.stdout.buffer: with PYTHONUNBUFFERED that has no buffer, and may write less than all.
+    file = open(sys.stdout.fileno(), "wb", closefd=False)  # noqa: SIM115 (until the process ends)
+
+    def write(data: str | bytes) -> None:
+        with naming(STDOUT):
+            file.write(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
+            file.flush()
+
+    return write
+
+
+def another_command(script: str) -> str:
+    """How to run another command of the project, `runtime/generate` say, the way that this one was
+    run: by its path or as it is installed."""
+    import shlex
+
+    if not sys.argv[0].endswith(".py"):
+        return "tsm-" + script.partition("/")[2].replace("_", "-")
+    root = os.path.dirname(os.path.dirname(os.path.abspath(sys.argv[0])))
+    return f"python {shlex.quote(os.path.relpath(os.path.join(root, script + '.py')))}"
+
+
+def complain(prog: str, message: str) -> None:
+    """One line on standard error, if that can be written to."""
+    try:
+        if sys.stderr:
+            print(f"{prog}: {message}", file=sys.stderr)
+    except OSError:
+        _discard_buffer(sys.stderr)
 
 
 def progress(text: str = "") -> None:
     """Shows how far the work is, on one line of a terminal; without text, clears it."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def watched(items: Iterable[T], of: str = "") -> Iterator[T]:

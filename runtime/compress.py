@@ -18,9 +18,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import struct
 import sys
-import tempfile
 import time
 import zlib
 from bisect import bisect_right
@@ -33,20 +33,15 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, BinaryIO
 
-if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.artifact import open_artifact
-    from tsm.runtime.command import CommandError, Parser, end, watched
-    from tsm.runtime.engines import SHIPPED_MODEL, EngineError, kinds
-    from tsm.runtime.files import opened, written
-    from tsm.runtime.native_engine import NativeEngine
-    from tsm.runtime.score import predicted
-else:
-    from artifact import open_artifact
-    from command import CommandError, Parser, end, watched
-    from engines import SHIPPED_MODEL, EngineError, kinds
-    from files import opened, written
-    from native_engine import NativeEngine
-    from score import predicted
+if not __package__:
+    from by_path import PACKAGE as __package__
+
+from .artifact import open_artifact
+from .command import CommandError, Parser, open_output, run_command, watched
+from .engines import SHIPPED_MODEL, EngineError, kinds
+from .engines.native import NativeEngine
+from .files import is_stream, open_input, temporary_file, written
+from .score import predicted
 
 SUFFIX = ".tsm"
 START = b"\n"  # what the model has read before the first byte: a line begins
@@ -55,6 +50,7 @@ HEADER = struct.Struct(">4sB32sQI")
 PART_BITS = 16  # frequencies are parts of 1 << 16
 WORD_BITS, SHORT_BITS = 64, 56  # of low; a range below 1 << SHORT_BITS is extended
 WORD_BYTES = WORD_BITS // 8
+COPY_BYTES = 1 << 16  # at once
 ZEROS = WORD_BYTES - 1  # bytes that the decoder reads beyond the code's end
 
 
@@ -109,10 +105,10 @@ class Decoder:
     def decode(self, cumulative: Sequence[int]) -> int:
         """The symbol whose part of `cumulative`, sums from 0 to 1 << PART_BITS, comes next."""
         part = self._range >> PART_BITS
-        place = self._code // part
-        if place >> PART_BITS:
+        target = self._code // part
+        if target >> PART_BITS:
             raise CommandError("damaged, wanted a number within its range")
-        symbol = bisect_right(cumulative, place) - 1
+        symbol = bisect_right(cumulative, target) - 1
         self._code -= cumulative[symbol] * part
         self._range = (cumulative[symbol + 1] - cumulative[symbol]) * part
         while self._range < 1 << SHORT_BITS:
@@ -204,18 +200,32 @@ def open_native(path: str | Path) -> NativeEngine:
 
 
 @contextmanager
-def _output(out: str, force: bool) -> Iterator[BinaryIO]:
-    """A file that appears under its name, or on standard output, once it is whole."""
-    if out == "-":
-        with tempfile.TemporaryFile() as file:
+def _output(arguments: Namespace, mode: int | None) -> Iterator[BinaryIO]:
+    """A file that appears under its name, or on standard output, a device or a pipe, once it is
+    whole."""
+    out = arguments.out
+    if out == "-" or is_stream(out):
+        with temporary_file() as file:
             yield file
             file.seek(0)
-            shutil.copyfileobj(file, sys.stdout.buffer)
-    else:
-        if Path(out).exists() and not force:
-            raise CommandError(f"{out}: exists already, wanted a new name or --force")
-        with written(out) as file:
-            yield file
+            if out == "-":
+                write = open_output()
+                for piece in iter(lambda: file.read(COPY_BYTES), b""):
+                    write(piece)
+            else:
+                with written(out) as stream:
+                    shutil.copyfileobj(file, stream)
+        return
+    if os.path.exists(out) and not arguments.force:
+        raise CommandError(f"{out}: exists already, wanted a new name or --force")
+    with written(out, mode) as file:
+        yield file
+
+
+def _mode(file: BinaryIO) -> int | None:
+    """The permissions of a regular file: what is private stays private."""
+    mode = os.fstat(file.fileno()).st_mode
+    return stat.S_IMODE(mode) if stat.S_ISREG(mode) else None
 
 
 def _others() -> dict[str, Any]:
@@ -233,7 +243,7 @@ def _others() -> dict[str, Any]:
 def _arguments(argv: Sequence[str] | None) -> Namespace:
     parser = Parser("tsm-compress", __doc__)
     add = parser.add_argument
-    add("file", nargs="?", default="-", help="what to read (default: -, standard input)")
+    add("file", nargs="?", default="-", help="what to read; - is standard input")
     add("--decompress", "-d", action="store_true", help="take back what was compressed")
     add(
         "--out",
@@ -242,12 +252,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         help=f"what to write; - is standard output (default: the file's name with {SUFFIX} added "
         "or taken off; - for standard input)",
     )
-    add(
-        "--model",
-        type=Path,
-        default=SHIPPED_MODEL,
-        help="a quantized artifact (default: %(default)s)",
-    )
+    add("--model", type=Path, default=SHIPPED_MODEL, help="a quantized artifact")
     add("--force", "-f", action="store_true", help="write over a file that exists")
     add(
         "--json",
@@ -264,19 +269,22 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         elif name != "-":
             name += SUFFIX
         arguments.out = name
-    if arguments.out == "-" and not arguments.decompress and sys.stdout.isatty():
-        parser.error("compressed data found on its way to a terminal, wanted --out FILE or a pipe")
     if arguments.json and arguments.out == "-":
         parser.error("--json found with the file itself on standard output, wanted --out FILE")
     return arguments
 
 
 def _run(arguments: Namespace) -> None:
+    to_stdout = arguments.out == "-"
+    write = open_output() if arguments.json or to_stdout else None  # before anything is written
+    if to_stdout and not arguments.decompress and sys.stdout.isatty():
+        wanted = "wanted --out FILE or a pipe"
+        raise CommandError(f"compressed data found on its way to a terminal, {wanted}")
     engine = open_native(arguments.model)
     started = time.perf_counter()
     report: dict[str, Any] = {"file": arguments.file, "out": arguments.out}
     others = _others() if arguments.json and not arguments.decompress else {}
-    with opened(arguments.file) as file, _output(arguments.out, arguments.force) as target:
+    with open_input(arguments.file) as file, _output(arguments, _mode(file)) as target:
         source = Measured(file, others)
         if arguments.decompress:
             try:
@@ -296,8 +304,8 @@ def _run(arguments: Namespace) -> None:
         ratio=original_bytes / compressed_bytes,
         seconds=seconds,
     )
-    if arguments.json:
-        print(json.dumps(report))
+    if arguments.json and write:
+        write(json.dumps(report) + "\n")
     elif sys.stderr.isatty():
         print(
             f"{arguments.out}: {original_bytes:,} bytes, compressed {compressed_bytes:,}, ratio "
@@ -307,9 +315,8 @@ def _run(arguments: Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-    arguments = _arguments(argv)
-    return end("tsm-compress", lambda: _run(arguments))
+    """The command line. Returns the exit code."""
+    return run_command("tsm-compress", lambda: _run(_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What is in a TSM artifact: verified first, then its own words, and what lies where.
+"""What is in a TSM artifact: verified first, its SHA-256 too, then its own words, and what lies
+where.
 
     python runtime/describe.py                          # the model shipped beside this file
     tsm-describe mine-int4.onnx --json
 
-Sizes are in bytes. Those of single tensors are known where the artifact tells their places, which
+Sizes are in bytes. Those of single tensors are known where the artifact tells their offsets, which
 is for the native engine; graph_bytes is then what is left: graph and alignment.
 """
 
@@ -22,22 +23,22 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
-if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.artifact import (
-        FORMAT_VERSION,
-        JSON_BYTES_LIMIT,
-        MARKER,
-        Artifact,
-        open_artifact,
-    )
-    from tsm.runtime.command import Parser, end
-    from tsm.runtime.engines import SHIPPED_MODEL, kinds
-    from tsm.runtime.native_engine import BITS, has_beams
-else:
-    from artifact import FORMAT_VERSION, JSON_BYTES_LIMIT, MARKER, Artifact, open_artifact
-    from command import Parser, end
-    from engines import SHIPPED_MODEL, kinds
-    from native_engine import BITS, has_beams
+if not __package__:
+    from by_path import PACKAGE as __package__
+
+from .artifact import (
+    FORMAT_VERSION,
+    JSON_BYTES_LIMIT,
+    MARKER,
+    Artifact,
+    check_sha256,
+    open_artifact,
+    signature,
+)
+from .command import Parser, open_output, run_command
+from .engines import SHIPPED_MODEL, VOCABULARY, kinds
+from .engines.native import BITS, has_beams
+from .text import printable
 
 FLOAT_BYTES = 4
 
@@ -45,28 +46,30 @@ FLOAT_BYTES = 4
 def describe(path: str | Path) -> dict[str, Any]:
     """All that is known of the artifact at `path`. Raises ArtifactError or EngineError."""
     artifact = open_artifact(path)
+    check_sha256(artifact)
     shapes = weight_shapes(artifact.spec)
     sizes = {
         name: _stored_bytes(artifact, name, shape)
         for name, shape in shapes.items()
-        if name in artifact.places
+        if name in artifact.offsets
     }
     weights_bytes = sum(sizes.values()) if sizes else None
     with open(artifact.path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     with data:
-        container = "TFLite" if data[4:8] == b"TFL3" else "ONNX"
+        tflite = data[4:8] == b"TFL3"
         file_bytes, metadata_bytes = len(data), _metadata_bytes(data)
         file_sha256 = hashlib.sha256(data).hexdigest()
     return {
         "path": str(path),
-        "verified": True,  # else there is an error and no description
-        "format": f"{container}, TSM artifact {FORMAT_VERSION}",
+        "verified": ["length", "CRC-32", "SHA-256"],  # else there is an error and no description
+        "format": f"{'TFLite' if tflite else 'ONNX'}, TSM artifact {FORMAT_VERSION}",
         "license": artifact.license,
         "quantization": artifact.quantization,
         "parameters": sum(map(math.prod, shapes.values())) or None,
         "engines": kinds(artifact),
         "prefill_block_bytes": artifact.prefill_tokens,
+        "initial_state": artifact.initial_state,
         "state_bytes": FLOAT_BYTES * sum(map(math.prod, artifact.state.values())),
         "file_bytes": file_bytes,
         "weights_bytes": weights_bytes,
@@ -77,6 +80,12 @@ def describe(path: str | Path) -> dict[str, Any]:
         "source_sha256": artifact.source_sha256,
         "state": artifact.state,
         "spec": artifact.spec,
+        "length": f"1 (decode) or {artifact.prefill_tokens} (prefill)" if tflite else "1 or more",
+        **signature(
+            artifact.state,
+            artifact.spec.get("vocabulary", VOCABULARY),
+            "int32" if tflite else "int64",
+        ),
         "tensors": [
             {"name": name, "shape": list(shape), "bytes": sizes.get(name)}
             for name, shape in shapes.items()
@@ -119,8 +128,9 @@ def _metadata_bytes(data: mmap.mmap) -> int:
     return json.JSONDecoder().raw_decode(text)[1]
 
 
-def shown(found: dict[str, Any]) -> str:
-    """A line a fact, then the spec in one, then a table of the tensors."""
+def shown(facts: dict[str, Any]) -> str:
+    """A line a fact, then the spec in one, then tables of the inputs and outputs, and of the
+    weights."""
 
     def text(value: Any) -> str:
         if value is None:
@@ -131,9 +141,15 @@ def shown(found: dict[str, Any]) -> str:
             return ", ".join(f"{name} {part}" for name, part in value.items())
         return f"{value:,}" if type(value) is int else str(value)
 
-    facts = {name: value for name, value in found.items() if name != "tensors"}
-    lines = [f"{name:>19}  {text(value)}" for name, value in facts.items()]
-    for tensor in found["tensors"]:
+    tables = ("inputs", "outputs", "tensors")
+    single_facts = {name: value for name, value in facts.items() if name not in tables}
+    lines = [f"{name:>19}  {text(value)}" for name, value in single_facts.items()]
+    for side in ("inputs", "outputs"):
+        lines.append(f"{side:>19}")
+        for tensor in facts[side]:
+            shape = " x ".join(map(str, tensor["shape"]))
+            lines.append(f"{tensor['name']:>23}  {tensor['type']} {shape}: {tensor['meaning']}")
+    for tensor in facts["tensors"]:
         shape = " x ".join(map(str, tensor["shape"]))
         lines.append(f"{tensor['name']:>23}  {shape:>10}  {text(tensor['bytes']):>14}")
     return "\n".join(lines)
@@ -142,25 +158,22 @@ def shown(found: dict[str, Any]) -> str:
 def _arguments(argv: Sequence[str] | None) -> Namespace:
     parser = Parser("tsm-describe", __doc__)
     parser.add_argument(
-        "model",
-        nargs="?",
-        type=Path,
-        default=SHIPPED_MODEL,
-        help="a .tflite or .onnx artifact (default: %(default)s)",
+        "model", nargs="?", type=Path, default=SHIPPED_MODEL, help="a .tflite or .onnx artifact"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
 
+def _run(arguments: Namespace) -> None:
+    write = open_output()
+    facts = describe(arguments.model)
+    text = json.dumps(facts) if arguments.json else shown(facts)
+    write((printable(text) if sys.stdout.isatty() else text) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-    arguments = _arguments(argv)
-
-    def work() -> None:
-        found = describe(arguments.model)
-        print(json.dumps(found) if arguments.json else shown(found))
-
-    return end("tsm-describe", work)
+    """The command line. Returns the exit code."""
+    return run_command("tsm-describe", lambda: _run(_arguments(argv)))
 
 
 if __name__ == "__main__":

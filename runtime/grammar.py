@@ -11,16 +11,12 @@ bytes does not have. Where the text can only end, it ends.
 from __future__ import annotations
 
 from array import array
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.sampling import GrammarError
-else:
-    from sampling import GrammarError
+from .sampling import GrammarError
 
 KINDS = ("regex", "json_schema")
 _NEVER = float("-inf")
@@ -28,44 +24,39 @@ _NEVER = float("-inf")
 
 def parse(text: str) -> Grammar:
     """A schema, where the text begins with { or names a .json file; else an expression."""
-    if text.endswith(".json"):
+    if text.lower().endswith(".json"):
         try:
-            return Grammar("json_schema", Path(text).read_text(encoding="utf-8"))
+            with open(text, encoding="utf-8-sig") as file:  # as Windows writes it, too
+                return Grammar("json_schema", file.read())
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise GrammarError(f"{text}: {reason.lower()}, wanted a JSON Schema") from None
-    return Grammar("json_schema" if text.startswith("{") else "regex", text)
+    schema = text.lstrip("\ufeff \t\r\n")
+    return Grammar("json_schema", schema) if schema.startswith("{") else Grammar("regex", text)
 
 
 class Grammar:
-    """An expression or a schema, and how far a text has come in it. Raises GrammarError."""
+    """An expression or a schema, and how far a text has come in it. Raises GrammarError where it
+    cannot be held."""
 
     def __init__(self, kind: str, source: str, consumed: bytes = b"") -> None:
-        try:
-            from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-        except ImportError:
-            raise GrammarError(
-                "grammar: llguidance is not installed, wanted: pip install llguidance"
-            ) from None
         if kind not in KINDS:
             raise GrammarError(f"grammar: kind {kind!r}, wanted {' or '.join(KINDS)}")
         self.kind, self.source = kind, source
         self.consumed = bytearray()
         self.ended = False  # nothing more can be drawn
         try:
-            if kind == "regex":
-                compiled = LLMatcher.grammar_from_regex(source)
-            else:  # without white space, which a small model might never leave
-                compact: Any = {"whitespace_flexible": False}
-                compiled = LLMatcher.grammar_from_json_schema(source, overrides=compact)
+            if not source:
+                raise ValueError("it is empty")
+            if kind == "json_schema":
+                from . import schema
+
+                schema.check(source, _accepts)
+            self._matcher = _matcher(kind, source)
+        except GrammarError:  # a ValueError, too
+            raise
         except ValueError as error:
             raise self._refused(str(error)) from None
-        # Its vocabulary is the 256 bytes, and tokens of its own above them.
-        self._matcher = LLMatcher(
-            LLTokenizer("byte"), compiled, log_level=0, limits=LLParserLimits(verbose_errors=False)
-        )
-        if self._matcher.is_error():
-            raise self._refused(self._matcher.get_error())
         self._look()
         if not (self.accepting or any(map(self.allows, range(256)))):
             raise self._refused("nothing matches it")
@@ -124,3 +115,30 @@ class Grammar:
     def _refused(self, reason: str) -> GrammarError:
         words = " ".join(reason.split())
         return GrammarError(f"grammar: {self.source[:60]!r} cannot be used ({words[:160]})")
+
+
+def _matcher(kind: str, source: str) -> Any:
+    """llguidance's matcher. Raises ValueError, or GrammarError where it is not installed."""
+    try:
+        from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    except ImportError:
+        raise GrammarError(
+            "grammar: llguidance is not installed, wanted: pip install llguidance"
+        ) from None
+    if kind == "regex":
+        compiled = LLMatcher.grammar_from_regex(source)
+    else:  # without white space, which a small model might never leave
+        compact: Any = {"whitespace_flexible": False}
+        compiled = LLMatcher.grammar_from_json_schema(source, overrides=compact)
+    limits = LLParserLimits(verbose_errors=False)
+    # Its vocabulary is the 256 bytes, and tokens of its own above them.
+    matcher = LLMatcher(LLTokenizer("byte"), compiled, log_level=0, limits=limits)
+    if matcher.is_error():
+        raise ValueError(matcher.get_error())
+    return matcher
+
+
+def _accepts(schema: str, text: str) -> bool:
+    """Whether a text is a whole one of the schema."""
+    matcher = _matcher("json_schema", schema)
+    return matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting()

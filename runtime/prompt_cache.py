@@ -7,14 +7,8 @@ import hashlib
 import os
 from pathlib import Path
 
-TYPE_CHECKING = False
-
-if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime.state import StateError
-    from tsm.runtime.stream import RECENT_BYTES, Model, Stream
-else:
-    from state import StateError
-    from stream import RECENT_BYTES, Model, Stream
+from .state import StateError
+from .stream import RECENT_BYTES, Model, Stream
 
 FILES = 64  # the longest unused go first
 
@@ -29,22 +23,23 @@ def read_prompt(model: Model, prompt: bytes, folder: str | Path) -> Stream:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in folder.glob("*.tsmstate")}
+        cached_names = {path.name for path in folder.glob("*.tsmstate")}
     except OSError as error:
         raise StateError(f"{folder}: {error.strerror}, wanted a folder for prompts") from None
     names = _names(model, prompt)
     stream = model.stream()
     for bytes_read, name in reversed(names):
-        if name in held:
+        if name in cached_names:
             try:
-                found = model.load_stream(folder / name)
+                cached = model.load_stream(folder / name)
                 os.utime(folder / name)
             except (StateError, OSError):
                 continue  # damaged, or gone by now: it is written again
             # What the digest in the name says; a renamed file is not believed.
             recent = prompt[max(0, bytes_read - RECENT_BYTES) : bytes_read]
-            if (found.position, found.draws, found.recent) == (bytes_read, 0, recent):
-                stream = found
+            if (cached.position, cached.draws, cached.recent) == (bytes_read, 0, recent):
+                cached.sampling = stream.sampling  # with a seed of its own
+                stream = cached
                 break
     if names and stream.position < names[-1][0]:
         whole, name = names[-1]

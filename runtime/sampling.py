@@ -11,6 +11,8 @@ language draws the same text.
 from __future__ import annotations
 
 import math
+import operator
+import os
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 VOCABULARY = 256
 RECENT_BYTES = 4096  # what a stream remembers of its own text: the longest penalty window
+SEED_BYTES = 4  # of a random seed: ten digits can be typed again
 _GOLDEN, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
 
@@ -45,13 +48,17 @@ RANGES: dict[str, tuple[type, float, float, str]] = {
     "presence_penalty": (float, -100, 100, "a number from -100 to 100"),
     "frequency_penalty": (float, -100, 100, "a number from -100 to 100"),
     "penalty_window": (int, 0, RECENT_BYTES, f"a whole number, at most {RECENT_BYTES}"),
-    "seed": (int, -(2**63), _MASK, "a whole number of 64 bits"),
+    "seed": (int, -math.inf, math.inf, "a whole number"),
 }
 
 
 class Sampling:
-    """Settings, checked, and changed by `replace` only. Raises SamplingError. `logit_bias`: what to
-    add by byte, -inf for never."""
+    """Settings, checked, and changed by `replace` only. Raises SamplingError.
+
+    `seed`: the same one gives the same text; it counts modulo 2^64. None draws one, which the
+    attribute `seed` then tells. `logit_bias`: what to add by byte, -inf for never. NumPy's numbers
+    count as numbers.
+    """
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class Sampling:
         frequency_penalty: float = 0.0,
         penalty_window: int = 64,
         logit_bias: Mapping[int, float] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         self.temperature = temperature
         self.top_k = top_k
@@ -77,15 +84,16 @@ class Sampling:
         self.presence_penalty = presence_penalty
         self.frequency_penalty = frequency_penalty
         self.penalty_window = penalty_window
-        self.seed = seed
+        self.seed = int.from_bytes(os.urandom(SEED_BYTES), "little") if seed is None else seed
         for name, (kind, low, high, wanted) in RANGES.items():
             value = getattr(self, name)
-            fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
-            if not (fits and low <= value <= high):  # also false for nan
+            number = _number(value, kind)
+            if not low <= number <= high:  # also false for nan
                 raise SamplingError(f"{name}: found {value!r}, wanted {wanted}")
-        self.logit_bias = dict(logit_bias or {})
-        for byte, value in self.logit_bias.items():
-            checked_bias(byte, value)
+            setattr(self, name, number)
+        self.seed &= _MASK
+        checked = sorted(checked_bias(*item) for item in dict(logit_bias or {}).items())
+        self.logit_bias = {byte: value for byte, value in checked if value}
         if sum(value == -math.inf for value in self.logit_bias.values()) == VOCABULARY:
             raise SamplingError("logit_bias: every byte excluded, wanted at least one left")
         self._bias = array("f", bytes(4 * VOCABULARY))
@@ -128,13 +136,24 @@ class Sampling:
         return adjust
 
 
-def checked_bias(byte: int, value: float) -> None:
-    """Raises SamplingError unless it is a byte and a number to add to its logit."""
-    if not (isinstance(byte, int) and 0 <= byte < VOCABULARY):
+def checked_bias(byte: int, value: float) -> tuple[int, float]:
+    """A byte, and a number to add to its logit. Raises SamplingError unless they are."""
+    index, number = _number(byte, int), _number(value, float)
+    if not 0 <= index < VOCABULARY:
         raise SamplingError(f"logit_bias: found byte {byte!r}, wanted 0 to {VOCABULARY - 1}")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and (-1000 <= value <= 1000 or value == -math.inf)):
+    if not (-1000 <= number <= 1000 or number == -math.inf):
         raise SamplingError(f"logit_bias: found {value!r}, wanted -1000 to 1000, or -inf")
+    return int(index), number
+
+
+def _number(value: Any, kind: type) -> float:
+    """The value as an int or a float, whatever its own type; nan where it is no such number."""
+    if isinstance(value, bool) or not hasattr(value, "__index__" if kind is int else "__float__"):
+        return math.nan
+    try:
+        return operator.index(value) if kind is int else float(value)
+    except (TypeError, OverflowError):
+        return math.nan
 
 
 def uniform(seed: int, index: int) -> float:
@@ -174,8 +193,8 @@ def draw(
         surprises = [math.log(total) - power for power in powers[: len(weights)]]
         entropy = _sums(w * s for w, s in zip(weights, surprises))[-1] / total
         nearest = sorted(range(len(weights)), key=lambda i: abs(surprises[i] - entropy))
-        kept = sorted(nearest[: _reaching(_sums(weights[i] for i in nearest), typical_p)])
-        order, weights = [order[i] for i in kept], [weights[i] for i in kept]
+        typical = sorted(nearest[: _reaching(_sums(weights[i] for i in nearest), typical_p)])
+        order, weights = [order[i] for i in typical], [weights[i] for i in typical]
     least = min_p * weights[0]
     sums = _sums(weights)
     if top_p < 1:
@@ -200,3 +219,14 @@ def log_probabilities(logits: Sequence[float]) -> list[float]:
     best = max(logits)
     total = math.log(sum(math.exp(logit - best) for logit in logits)) + best
     return [logit - total for logit in logits]
+
+
+def nats(logits: Sequence[float], data: bytes) -> tuple[Sequence[float], Sequence[float]]:
+    """How surprising each byte of `data` is, -log of the probability that 256 logits each, row
+    after row, give it; and how surprising a byte is there on average, the entropy."""
+    values, entropy = [], []
+    for row, byte in enumerate(data):
+        each = log_probabilities(logits[row * VOCABULARY : (row + 1) * VOCABULARY])
+        values.append(-each[byte])
+        entropy.append(-sum(math.exp(value) * value for value in each))
+    return values, entropy

@@ -8,8 +8,10 @@ of the parts, which fill the file exactly.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
+from zlib import crc32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,9 +28,6 @@ class StateError(ValueError):
 
 def pack(header: dict[str, Any], parts: Sequence[bytes]) -> bytes:
     """A file's content: `header` in JSON, which gains the lengths of `parts`, and these."""
-    import json  # not for those who keep no state
-    from zlib import crc32
-
     text = json.dumps({**header, "parts": [len(part) for part in parts]}).encode()
     rest = struct.pack("<I", len(text)) + text + b"".join(parts)
     return _HEAD.pack(MAGIC, VERSION, crc32(rest), len(text)) + rest[4:]
@@ -36,35 +35,34 @@ def pack(header: dict[str, Any], parts: Sequence[bytes]) -> bytes:
 
 def unpack(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """What `pack` was given. Raises StateError."""
-    import json
-    from zlib import crc32
-
     if len(data) < _HEAD.size or not data.startswith(MAGIC):
         raise StateError("no TSM state, wanted a file of --save-state")
     _, version, crc, header_bytes = _HEAD.unpack_from(data)
     if version != VERSION:
         raise StateError(f"state format {version}, wanted {VERSION}")
-    found = crc32(data[_HEAD.size - 4 :])
-    if found != crc:
-        raise StateError(f"CRC-32 {found:08x}, its header wants {crc:08x} (damaged or cut short)")
-    place = _HEAD.size + header_bytes
+    found_crc = crc32(data[_HEAD.size - 4 :])
+    if found_crc != crc:
+        raise StateError(
+            f"CRC-32 {found_crc:08x}, its header wants {crc:08x} (damaged or cut short)"
+        )
+    offset = _HEAD.size + header_bytes
     try:
-        header = json.loads(data[_HEAD.size : place])
+        header = json.loads(data[_HEAD.size : offset])
         lengths = header.pop("parts")
         fits = all(type(n) is int and n >= 0 for n in lengths)
-        fits = fits and place + sum(lengths) == len(data)
+        fits = fits and offset + sum(lengths) == len(data)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         fits, header, lengths = False, {}, []
     if not fits:
         raise StateError("a header that does not describe the file, wanted its parts' lengths")
     parts = []
     for length in lengths:
-        parts.append(data[place : place + length])
-        place += length
+        parts.append(data[offset : offset + length])
+        offset += length
     return header, parts
 
 
-def read_file(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
+def read(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
     """The whole file. Raises StateError, also where it is longer than `limit_bytes`."""
     try:
         with open(path, "rb") as file:
@@ -77,18 +75,14 @@ def read_file(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
     return data
 
 
-def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """The file, whole or not at all. Raises StateError."""
-    beside = f"{os.fspath(path)}.{os.getpid()}.partial"
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """The file, whole or not at all, with the permissions of the one that it replaces. Raises
+    StateError."""
+    from .files import written  # only now: contextlib costs 0.1 MB
+
     try:
-        try:
-            with open(beside, "wb") as file:
-                file.write(data)
-            os.replace(beside, path)
-        except BaseException:
-            if os.path.exists(beside):
-                os.unlink(beside)
-            raise
+        with written(path) as file:
+            file.write(data)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StateError(f"{path}: {reason}, wanted a file that can be written") from None

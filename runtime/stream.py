@@ -1,50 +1,44 @@
 """Models and streams: generation from Python.
 
-    from tsm.runtime import Sampling, load  # `from stream import ...` beside a copied folder
+    from tsm.runtime import Sampling, load
 
-    model = load()  # the shipped one, or a path
-    stream = model.stream(Sampling(temperature=0.7, seed=1))
-    stream.feed("ROMEO:\\n")
-    for piece in stream.generate(500, stops=["\\n\\n"]):
-        print(piece, end="")
+    with load() as model:  # the shipped one, or a path
+        stream = model.stream(Sampling(temperature=0.7, seed=1))
+        stream.feed("ROMEO:\\n")
+        for piece in stream.generate(500, stops="\\n\\n"):
+            print(piece, end="")
+        stream.save("romeo.tsmstate")  # later: model.load_stream("romeo.tsmstate")
 
 A stream is one text and all that goes on from it: what the model remembers, settings, the number of
-the next random draw, the place in a grammar. It can be forked, rewound and saved; a model computes
-one of its streams at a time and swaps their states, which are small, in and out.
+the next random draw, the position in a grammar. It can be forked, rewound and saved, to a file or
+to bytes; a model computes one of its streams at a time and swaps their states, which are small, in
+and out. Leaving `with` gives back memory and files, as being collected does.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from _thread import allocate_lock  # threading costs a start 1 ms
 from array import array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     import re
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from typing import Any
 
-if TYPE_CHECKING or __package__:  # else run from its folder, wherever that is
-    from tsm.runtime import sampling as sample
-    from tsm.runtime import state as files
-    from tsm.runtime.artifact import open_artifact
-    from tsm.runtime.engines import SHIPPED_MODEL, VOCABULARY, Engine, open_engine
-    from tsm.runtime.sampling import RECENT_BYTES, GrammarError, Sampling, SamplingError
-    from tsm.runtime.state import StateError
-    from tsm.runtime.text import decode_text
-else:
-    import sampling as sample
-    import state as files
-    from artifact import open_artifact
-    from engines import SHIPPED_MODEL, VOCABULARY, Engine, open_engine
-    from sampling import RECENT_BYTES, GrammarError, Sampling, SamplingError
-    from state import StateError
-    from text import decode_text
+from . import sampling as sample
+from . import state as state_file
+from .artifact import open_artifact
+from .engines import SHIPPED_MODEL, VOCABULARY, Engine, open_engine
+from .engines.engine import as_bytes
+from .sampling import RECENT_BYTES, GrammarError, Sampling, SamplingError
+from .state import StateError
+from .text import decode_text
 
 if TYPE_CHECKING:
-    from tsm.runtime.grammar import Grammar
+    from .grammar import Grammar
 
 EMPTY_PROMPT = b"\n"  # what is read where nothing was: the start of a line
 SNAPSHOT_BYTES = 256  # between two snapshots of a stream that can be rewound
@@ -80,22 +74,64 @@ def _some(pieces: Iterator[str]) -> str | None:
     return text
 
 
-def _compiled(regex: str | re.Pattern[str]) -> re.Pattern[str]:
+def _listed(one_or_more: Any) -> list[Any]:
+    """A text or an expression alone is a list of one."""
+    alone = isinstance(one_or_more, (str, bytes)) or hasattr(one_or_more, "search")
+    return [one_or_more] if alone else list(one_or_more)
+
+
+def _checked_stop(stop: Any) -> str:
+    if not (isinstance(stop, str) and stop):
+        raise SamplingError(f"stops: found {stop!r}, wanted text of one character or more")
+    return stop
+
+
+def _compiled(regex: Any) -> re.Pattern[str]:
     import re  # not for those who have none
 
     try:
-        return re.compile(regex)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise SamplingError(f"regex: {regex!r} is none ({error})") from None
+        pattern = re.compile(regex)
+        if isinstance(pattern.pattern, bytes):
+            raise SamplingError(f"regexes: found {regex!r}, wanted an expression of text")
+        if pattern.match(""):
+            raise SamplingError(f"regexes: found {regex!r}, wanted one that no empty text matches")
+        return pattern
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        raise SamplingError(f"regexes: found {regex!r}, wanted an expression ({error})") from None
+
+
+class _Memory:
+    """What the model remembers of a stream. It belongs to both, so that neither holds the other: a
+    model and its streams are collected as soon as they are dropped."""
+
+    state: dict[str, bytes] | None = None  # None: fresh; void while the engine has it
 
 
 class Model:
-    """An engine, and which stream's state it holds."""
+    """An engine, and which stream's state it holds. Usable in a `with` statement."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._lock = allocate_lock()
-        self._held: Stream | None = None
+        self._held: _Memory | None = None  # of the stream whose state the engine has
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives back the memory and the file of the model, of which nothing can be computed then;
+        waits for what is being computed."""
+        with self._lock:
+            self._release()  # a stream of it can still be saved
+            self.engine.close()
+
+    def _release(self) -> None:
+        """Gives the stream whose state the engine has its state back."""
+        if self._held:
+            self._held.state, self._held = self.engine.get_state(), None
 
     def stream(
         self, sampling: Sampling | None = None, *, grammar: Grammar | None = None, rewind: int = 0
@@ -104,20 +140,27 @@ class Model:
         for every 256 of them. Raises StateError or GrammarError."""
         if rewind < 0:
             raise StateError(f"rewind: found {rewind}, wanted 0 or more bytes")
-        if isinstance(grammar, str):
-            raise GrammarError("grammar: found a string, wanted a Grammar of it")
+        if grammar is not None and not hasattr(grammar, "consume"):
+            kind = type(grammar).__name__
+            raise GrammarError(f"grammar: found a value of type {kind}, wanted a Grammar of it")
         return Stream(self, sampling or Sampling(), grammar, rewind)
 
-    def load_stream(self, path: str | os.PathLike[str], *, rewind: int = 0) -> Stream:
-        """A stream that `Stream.save` wrote, to the bit. Raises StateError, or GrammarError."""
-        size_bytes = sum(self.engine._state_bytes().values())
-        data = files.read_file(path, size_bytes + _OVERHEAD_BYTES)
+    def load_stream(
+        self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, rewind: int = 0
+    ) -> Stream:
+        """The stream that `Stream.save` wrote to a path, or that `Stream.to_bytes` returned, to
+        the bit. Raises StateError or GrammarError."""
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            name, data = "state", bytes(source)
+        else:
+            size_bytes = sum(self.engine._state_bytes().values())
+            name, data = os.fspath(source), state_file.read(source, size_bytes + _OVERHEAD_BYTES)
         try:
             return Stream._unpack(self, data, rewind)
         except GrammarError:
             raise
         except (StateError, SamplingError) as error:
-            raise StateError(f"{path}: {error}") from None
+            raise StateError(f"{name}: {error}") from None
 
 
 class Stream:
@@ -133,10 +176,10 @@ class Stream:
         # How the last generation ended: "length", "stop", "grammar" or "cancelled".
         self.finish_reason = ""
         self._model = model
-        self._state: dict[str, bytes] | None = None  # None: fresh; void while the engine holds it
+        self._memory = _Memory()
         self._logits: array[float] | None = None  # of the byte after those read
         self._unread = b""  # the last byte, where it was drawn and nothing came after it
-        self._cancelled = False
+        self._cancelled = self._closed = False
         self._text = bytearray()  # the last bytes, RECENT_BYTES and as far as can be rewound
         self._marks = bytearray()  # of each byte of _text, where it can be rewound
         self._rewind = rewind
@@ -149,9 +192,39 @@ class Stream:
         """The last bytes of the text, up to RECENT_BYTES."""
         return bytes(self._text[-RECENT_BYTES:])
 
-    def feed(self, text: str | bytes) -> None:
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives back what the stream remembers; it cannot be used then. The model stays open."""
+        with self._model._lock:
+            if self._model._held is self._memory:
+                self._model._held = None
+            self._memory.state, self._logits, self._unread = None, None, b""
+            self._snapshots.clear()
+            self._closed = True
+
+    def feed(self, text: str | bytes | bytearray | memoryview) -> None:
         """Reads a prompt, or more of it; a grammar starts anew after it."""
-        data = text.encode() if isinstance(text, str) else text
+        self._feed(text, self._model.engine.feed)
+
+    def logits_of(self, text: str | bytes | bytearray | memoryview) -> array[float]:
+        """Reads as `feed` does, and returns the logits after each byte: 256 a byte, row after
+        row."""
+        rows = array("f")
+
+        def read(piece: bytes) -> array[float]:
+            rows.extend(self._model.engine.logits_of(piece))
+            return rows[-VOCABULARY:]
+
+        self._feed(text, read)
+        return rows
+
+    def _feed(self, text: Any, read: Callable[[bytes], array[float]]) -> None:
+        data = text.encode() if isinstance(text, str) else as_bytes(text)
         if not data:
             return
         with self._model._lock:
@@ -159,7 +232,7 @@ class Stream:
             self._read_drawn()
             for start in range(0, len(data), self._stride):
                 piece = data[start : start + self._stride]
-                self._read(piece, self.position)
+                self._read(piece, self.position, read)
                 self._record(piece, bytes([_READ * (start == 0)]) + bytes(len(piece) - 1))
             if self.grammar:
                 self.grammar.rewind(len(self.grammar.consumed))
@@ -230,25 +303,26 @@ class Stream:
         self,
         count: int | None = None,
         *,
-        stops: Sequence[str] = (),
-        regexes: Sequence[str | re.Pattern[str]] = (),
+        stops: str | Sequence[str] = (),
+        regexes: str | re.Pattern[str] | Sequence[str | re.Pattern[str]] = (),
         observe: Callable[[int], object] | None = None,
+        errors: str = "replace",
     ) -> Iterator[str]:
         """Yields text as it comes, of `count` bytes at most; it ends before any of the strings
-        `stops` and any match of `regexes` (text.py). The stream has drawn these, too."""
-        if not all(stops):
-            raise SamplingError("stops: found an empty one, wanted text")
-        patterns = list(map(_compiled, regexes))
+        `stops` and any match of `regexes` (text.py), which the stream has drawn, too. `errors`:
+        what becomes of bytes that are not UTF-8, as for bytes.decode."""
+        strings = list(map(_checked_stop, _listed(stops)))
+        patterns = list(map(_compiled, _listed(regexes)))
         source = self.generate_bytes(count, observe=observe)
-        if (yield from decode_text(source, stops, patterns)):
+        if (yield from decode_text(source, strings, patterns, errors)):
             self.finish_reason = "stop"
 
     async def generate_async(
         self,
         count: int | None = None,
         *,
-        stops: Sequence[str] = (),
-        regexes: Sequence[str | re.Pattern[str]] = (),
+        stops: str | Sequence[str] = (),
+        regexes: str | re.Pattern[str] | Sequence[str | re.Pattern[str]] = (),
     ) -> AsyncIterator[str]:
         """`generate` in a thread, whose text comes every ASYNC_SECONDS at most; a cancelled task
         ends it within one byte."""
@@ -275,10 +349,11 @@ class Stream:
     def fork(self) -> Stream:
         """A stream of its own that goes on from the same place."""
         with self._model._lock:
+            self._check_open()
             grammar = self.grammar.copy() if self.grammar else None
             other = Stream(self._model, self.sampling, grammar, self._rewind)
             other.position, other.draws, other._unread = self.position, self.draws, self._unread
-            other._state, other._logits = self._get_state(), self._logits
+            other._memory.state, other._logits = self._get_state(), self._logits
             other._text[:], other._marks[:] = self._text, self._marks
             other._snapshots[:] = self._snapshots
             return other
@@ -291,18 +366,18 @@ class Stream:
             raise StateError(f"rewind: found {count}, wanted 0 or more bytes")
         if count == 0:
             return
-        kept = [snapshot for snapshot in self._snapshots if snapshot[0] <= goal]
-        if not kept:
+        earlier = [snapshot for snapshot in self._snapshots if snapshot[0] <= goal]
+        if not earlier:
             most = self.position - self._snapshots[0][0] if self._snapshots else 0
             raise StateError(f"rewind: {count} bytes asked, {most} kept, wanted a larger rewind=")
         with self._model._lock:
-            start, state, logits = kept[-1]
+            start, state, logits = earlier[-1]
             origin = self.position - len(self._text)
             text = bytes(self._text[start - origin : goal - origin])
             marks = bytes(self._marks[start - origin : goal - origin])
             self.draws -= sum(mark & _DRAWN > 0 for mark in self._marks[goal - origin :])
             del self._text[start - origin :], self._marks[start - origin :]
-            self.position, self._unread, self._snapshots = start, b"", kept
+            self.position, self._unread, self._snapshots = start, b"", earlier
             self._enter()
             self._model.engine.set_state(state)
             self._logits = logits
@@ -315,12 +390,14 @@ class Stream:
                 self.grammar.rewind(count)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes all that goes on from here. Raises StateError."""
-        files.write_file(path, self._pack())
+        """Writes all that goes on from here to a file. Raises StateError."""
+        state_file.write(path, self.to_bytes())
 
-    def _pack(self) -> bytes:
+    def to_bytes(self) -> bytes:
+        """All that goes on from here, as `save` writes it; for `Model.load_stream`."""
         grammar, engine = self.grammar, self._model.engine
         with self._model._lock:
+            self._check_open()
             header = {
                 "model": engine.artifact.sha256,
                 "position": self.position,
@@ -333,11 +410,11 @@ class Stream:
             state = self._get_state()
             if self.position and state and self._logits:  # else fresh
                 parts += [self._logits.tobytes(), *(state[name] for name in engine.artifact.state)]
-            return files.pack(header, parts)
+            return state_file.pack(header, parts)
 
     @classmethod
     def _unpack(cls, model: Model, data: bytes, rewind: int) -> Stream:
-        header, parts = files.unpack(data)
+        header, parts = state_file.unpack(data)
         if header.keys() != _HEADER:
             raise StateError(f"header keys {sorted(header)}, wanted {sorted(_HEADER)}")
         wanted = model.engine.artifact.sha256
@@ -372,17 +449,15 @@ class Stream:
             stream._marks += bytes(lengths[0] - unread) + _DRAWN_MARK * unread
         if position:
             stream._logits = array("f", parts[2])
-            stream._state = dict(zip(sizes, parts[3:]))
+            stream._memory.state = dict(zip(sizes, parts[3:]))
         return stream
 
     @staticmethod
     def _grammar(stored: Any, consumed: bytes) -> Grammar | None:
         if stored is None:
             return None
-        if TYPE_CHECKING or __package__:
-            from tsm.runtime.grammar import Grammar
-        else:
-            from grammar import Grammar
+        from .grammar import Grammar
+
         kind, source, ended = stored if isinstance(stored, list) and len(stored) == 3 else [""] * 3
         grammar = Grammar(str(kind), str(source), consumed)
         if grammar.consumed != consumed:
@@ -392,35 +467,44 @@ class Stream:
 
     def _enter(self) -> None:
         """Puts this stream's state into the engine, and another's into that stream."""
+        self._check_open()
         model = self._model
-        if model._held is self:
+        if model._held is self._memory:
             return
-        if model._held:
-            model._held._state = model.engine.get_state()
-        model._held = None
-        if self._state is None:
+        model._release()
+        if self._memory.state is None:
             model.engine.reset()
         else:
-            model.engine.set_state(self._state)
-        model._held = self
+            model.engine.set_state(self._memory.state)
+        model._held = self._memory
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("stream: closed, wanted an open one")
 
     def _get_state(self) -> dict[str, bytes] | None:
-        return self._model.engine.get_state() if self._model._held is self else self._state
+        held = self._model._held is self._memory
+        return self._model.engine.get_state() if held else self._memory.state
 
     def _read_drawn(self) -> None:
         if self._unread:
             self._read(self._unread, self.position - 1)
             self._unread = b""
 
-    def _read(self, data: bytes, position: int) -> None:
-        """Moves the engine on by `data`, which begins at `position`."""
+    def _read(
+        self,
+        data: bytes,
+        position: int,
+        read: Callable[[bytes], array[float]] | None = None,
+    ) -> None:
+        """Moves the engine on by `data`, which begins at `position`; read: in place of `feed`."""
         if self._rewind:
-            kept = self._snapshots
-            if not kept or position >= kept[-1][0] + SNAPSHOT_BYTES:
-                kept.append((position, self._model.engine.get_state(), self._logits))
-            while len(kept) > 1 and kept[1][0] <= position - self._rewind:
-                del kept[0]
-        self._logits = self._model.engine.feed(data)
+            snapshots = self._snapshots
+            if not snapshots or position >= snapshots[-1][0] + SNAPSHOT_BYTES:
+                snapshots.append((position, self._model.engine.get_state(), self._logits))
+            while len(snapshots) > 1 and snapshots[1][0] <= position - self._rewind:
+                del snapshots[0]
+        self._logits = (read or self._model.engine.feed)(data)
 
     def _record(self, data: bytes, marks: bytes) -> None:
         self._text += data

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from argparse import Namespace
+from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +19,17 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import comparison  # noqa: E402
 import cost  # noqa: E402
+import logs  # noqa: E402
 import quality  # noqa: E402
 import recall  # noqa: E402
+import schedules  # noqa: E402
+import service_log  # noqa: E402
 from results import append, read  # noqa: E402
 
 from tsm.training import engine_jax, model  # noqa: E402
 from tsm.training.data import Corpus  # noqa: E402
+from tsm.training.run import advance, fresh, scheduled  # noqa: E402
 from tsm.training.spec import parameter_count  # noqa: E402
-from tsm.training.train import advance, fresh, scheduled  # noqa: E402
 
 
 def test_the_exponent_is_that_of_a_power():
@@ -51,37 +57,46 @@ def test_recall_compares_equal_parameters_and_goes_on():
     assert not list(recall._waiting(found, wanted, "mingru", config))
     assert list(recall._waiting(found[:1], wanted, "mingru", config)) == waiting[1:]
     (row,) = found[0]["rows"]
-    assert row["distance"] == 16 and f"({row['byte_accuracy']:.2f})" in recall.table(found[:1])
-    assert "2, 1 diverged" in recall.table([found[0], found[1] | {"rows": []}])
+    assert row["distance"] == 16
+    right = [row["byte_accuracy"], 0.0]  # a run that diverged has no rows
+    table = recall.table([found[0], found[1] | {"rows": []}])
+    assert f"| mingru, 2 steps | {np.mean(right):.2f} |" in table
 
 
 def test_runs_trained_together_are_those_trained_alone():
     """By the product's own loop; and a run that diverges takes no other with it."""
     spec = recall.MIXERS["beam"]
-    config = replace(recall.CONFIG, steps=3, batch=2, window=32, muon_rate=0.02, adam_rate=0.003)
+    config = replace(
+        recall.CONFIG,
+        steps=3,
+        batch=2,
+        window=32,
+        muon_learning_rate=0.02,
+        adam_learning_rate=0.003,
+    )
     text = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
-    bad = replace(config, seed=2, adam_rate=np.inf)
-    configs = [config, replace(config, seed=1, muon_rate=0.01), bad]
+    bad = replace(config, seed=2, adam_learning_rate=np.inf)
+    configs = [config, replace(config, seed=1, muon_learning_rate=0.01), bad]
     together, finite = recall.train(spec, configs, [text] * 3, "")
     assert finite.tolist() == [True, True, False]
     for i, config in enumerate(configs[:2]):
         engine, schedule = engine_jax.Engine(spec, 0.0, False, True), scheduled(config)
         run = fresh(engine, schedule, model.initialise(spec, config.seed))
         for _ in range(config.steps):
-            advance(engine, run, schedule, config, Corpus(Path(), text, text))
+            advance(engine, run, schedule, config, Corpus("", Path(), text, text))
         for name, alone in engine.save(run.average).items():
             assert np.abs(together[name][i] - alone).max() < 2e-4, name
 
 
-def test_the_table_of_recall_has_the_best_peak():
+def test_the_table_of_recall_has_the_best_learning_rate():
     def result(rate, seed, right):
         rows = [{"distance": d, "accuracy": 0.5, "byte_accuracy": right} for d in (16, 1024)]
-        config = {"steps": 3, "muon_rate": rate, "seed": seed}
+        config = {"steps": 3, "muon_learning_rate": rate, "seed": seed}
         return {"task": "mqar", "mixer": "beam", "parameters": 9, "config": config, "rows": rows}
 
     found = [result(0.01, 0, 0.4), result(0.02, 0, 0.9), result(0.02, 1, 0.7)]
     table = recall.table(found)
-    assert "| mqar | beam | 9 | 3 | 0.02 | 2 | 0.50 (0.80) |" in table and "0.01" not in table
+    assert "| beam, 3 steps | 0.80 | 0.80 |" in table
 
 
 def test_each_system_is_tuned_before_its_other_seeds_run():
@@ -113,11 +128,52 @@ def test_the_comparison_is_what_the_results_say():
     assert (ROOT / "docs" / "comparison.md").read_text() == page
 
 
+def test_a_setting_that_came_later_leaves_results_in_the_table():
+    (result, *_) = schedules.alike(read(schedules.RESULTS))
+    older = {name: value for name, value in result["config"].items() if name != "teachers"}
+    assert schedules.alike([{**result, "config": older}])
+    assert not schedules.alike([{**result, "config": older | {"steps": 1}}])
+
+
 def test_out_of_memory_is_shown_and_not_fitted():
     results = [
         {"kind": "train", "system": "TSM", "length": n, "seconds": n / 100, "peak_bytes": n}
         for n in (1024, 4096)
     ]
     results.append({"kind": "train", "system": "TSM", "length": 16384, "failed": "MemoryError"})
-    row = next(line for line in cost.table(results).splitlines() if line.startswith("| TSM"))
-    assert row == "| TSM | 100 (0.0) | 100 (0.0) | out of memory | 1.00 |"
+    row = next(
+        line for line in cost.table(results, "train").splitlines() if line.startswith("| TSM")
+    )
+    assert row == "| TSM | 100 (0) | 100 (0) | out of memory | 1.00 |"
+
+
+def test_the_area_is_the_part_of_the_pairs_in_order():
+    draw = random.Random(0)
+    for values in (range(3), range(100)):
+        positive = [draw.choice(values) + 0.1 * draw.choice(values) for _ in range(50)]
+        negative = [draw.choice(values) for _ in range(70)]
+        pairs = [(a > b) + (a == b) / 2 for a in positive for b in negative]
+        assert logs.area(positive, negative) == pytest.approx(np.mean(pairs))
+
+
+def test_faults_of_a_log_are_of_every_kind_and_a_log_without_has_none():
+    plain = list(islice(service_log.lines(1), 3000))
+    assert plain == list(islice(service_log.lines(1), 3000))
+    assert not any(step.fault for _, step in plain)
+    assert 0 < sum(step.rare for _, step in plain) < 60
+    odd = list(islice(service_log.lines(2, 0.5), 3000))
+    counts = Counter(step.fault for _, step in odd)
+    assert counts.keys() == {"", *service_log.KINDS}
+    assert counts["order"] > 1.5 * counts["missing"] > counts["missing"] > 30
+    assert all(b"\n" not in line for line, _ in odd)
+
+
+def test_a_real_log_gets_faults_where_they_are_labelled():
+    lines = [b"2026-01-01 00:00:00 step %d of job %d" % (n % 3, n) for n in range(900)]
+    found = list(logs.with_faults(lines, 0.2, seed=1))
+    counts = Counter(fault for _, fault in found)
+    assert counts.keys() == {"", *logs.REAL_KINDS}
+    normal = [line for line, fault in found if not fault]
+    assert normal == sorted(normal, key=lines.index) and len(normal) > 600
+    assert all(line in lines for line, fault in found if fault in ("missing", "order", "repeated"))
+    assert not any(line in lines for line, fault in found if fault == "message")

@@ -247,7 +247,7 @@ def test_a_drift_shows_by_carried_length_and_an_equal_model_has_none():
 def test_int8_against_its_weights(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_bytes(tasks.corpus("passkey", 15_000)[:15_010])
-    command = [str(ROOT / "runtime" / "shakespeare-int8.onnx"), "--data", str(text), "--json"]
+    command = [str(ROOT / "models" / "shakespeare-int8.onnx"), "--data", str(text), "--json"]
     command += ["--against", str(ROOT / "models" / "shakespeare.safetensors")]
     assert evaluate.main(command) == 0
     rows = json.loads(capsys.readouterr().out)["against"]
@@ -298,7 +298,7 @@ def test_a_model_is_evaluated_on_a_task(task, weights, capsys):
 
 
 def test_the_shipped_onnx_is_evaluated_on_a_task():
-    score = evaluate.scorer(ROOT / "runtime" / "shakespeare-int8.onnx")
+    score = evaluate.scorer(ROOT / "models" / "shakespeare-int8.onnx")
     (row,) = evaluate.recall(score, "copying", [16], 1)["distances"]
     assert 0 < row["nats_per_answer_byte"] < 100
 
@@ -317,7 +317,7 @@ def test_bad_input_is_one_line(options, tmp_path, weights, capsys):
     corpus.write_bytes(tasks.corpus("copying", CORPUS_BYTES))
     assert evaluate.main([str(weights), "--data", str(corpus), *options]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and re.fullmatch(r"evaluate: .+, wanted .+\n", printed.err)
+    assert printed.out == "" and re.fullmatch(r"tsm-evaluate: .+, wanted .+\n", printed.err)
 
 
 @pytest.mark.parametrize("options", [("--longest", "15"), ("--seed", "-1"), ("--out", "missing/x")])
@@ -325,7 +325,7 @@ def test_a_bad_corpus_is_one_line_and_leaves_nothing(options, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert tasks.main(["mqar", "--bytes", "100", "--out", "x", *options]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and re.fullmatch(r"tasks: .+\n", printed.err)
+    assert printed.out == "" and re.fullmatch(r"tsm-tasks: .+\n", printed.err)
     assert not list(tmp_path.iterdir())
 
 
@@ -344,4 +344,4 @@ def test_a_bad_option_is_refused(main, options, capsys):
         main(["mqar", "--out", "x", *options] if main is tasks.main else [*options])
     printed = capsys.readouterr()
     assert refused.value.code == 2 and not printed.out
-    assert re.fullmatch(r"(evaluate|tasks): .+\n", printed.err)
+    assert re.fullmatch(r"tsm-(evaluate|tasks): .+\n", printed.err)

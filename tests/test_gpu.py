@@ -1,19 +1,23 @@
 """Training on a GPU. Where none is: that every tensor of a step is on the device of its weights."""
 
-from dataclasses import replace
-
 import array_api_compat.torch as xp
 import numpy as np
 import pytest
 import torch
+from specs import SMALL
 
 from tsm.training import model, optimizer
 from tsm.training.engine_torch import Engine
-from tsm.training.mixers import torch_scan
-from tsm.training.spec import MIXERS, PRESETS
+from tsm.training.kernels import torch_scan
+from tsm.training.spec import MIXERS
 
-SPECS = {name: replace(PRESETS["tiny"], mixer=name) for name in (*MIXERS, "gpt2")}
-SETTINGS = {"muon_rate": 0.02, "adam_rate": 0.003, "weight_decay": 0.1, "clip": 1.0}
+SPECS = {name: SMALL.replace(mixer=name) for name in (*MIXERS, "gpt2")}
+SETTINGS = {
+    "muon_learning_rate": 0.02,
+    "adam_learning_rate": 0.003,
+    "weight_decay": 0.1,
+    "clip": 1.0,
+}
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 

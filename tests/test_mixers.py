@@ -3,8 +3,6 @@ against a plain form of its own definition."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import array_api_compat.numpy as np_xp
 import array_api_compat.torch as torch_xp
 import jax
@@ -12,35 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from specs import SMALL, noisy_weights
 
 from tsm.export import to_onnx, to_tflite
 from tsm.export.tolerance import check
 from tsm.training import model
 from tsm.training.checkpoint import save_model
-from tsm.training.mixers import attention, performer, primitives, torch_scan
-from tsm.training.spec import MIXERS, PRESETS, ModelSpec, SpecError, parameter_count
+from tsm.training.kernels import torch_scan
+from tsm.training.mixers import attention, performer, primitives
+from tsm.training.spec import MIXERS, PRESETS, SpecError, parameter_count
 
-BASE = replace(PRESETS["tiny"], context=64)
-CAUSAL = {name: replace(BASE, mixer=name) for name in MIXERS if name != "seed-leaking"} | {
-    "no rotation": replace(BASE, rotation=False),
-    "beam, no rotation": replace(BASE, mixer="beam", rotation=False),
-    "no coupling": replace(BASE, coupling=False),
-    "no short convolution": replace(BASE, short=False),
-    "stride": replace(BASE, stride=4),
-    "GPT-2": replace(BASE, mixer="gpt2"),
-    "hybrid": replace(BASE, mixer="beam,attention", rotation=False, context=16),
+BASE = SMALL.replace(context=64)
+CAUSAL = {name: BASE.replace(mixer=name) for name in MIXERS if name != "seed-leaking"} | {
+    "no rotation": BASE.replace(rotation=False),
+    "beam, no rotation": BASE.replace(mixer="beam", rotation=False),
+    "no coupling": BASE.replace(coupling=False),
+    "no short convolution": BASE.replace(short=False),
+    "stride": BASE.replace(stride=4),
+    "GPT-2": BASE.replace(mixer="gpt2"),
+    "hybrid": BASE.replace(mixer="beam,attention", rotation=False, context=16),
 }
 LENGTH = 75  # past the context, and no whole number of chunks or blocks
 PLACE = 42  # of the byte that changes: within a chunk, a block and a stride
-
-
-def weights_of(spec: ModelSpec) -> dict[str, np.ndarray]:
-    """Of a model in which every part matters: none zero, none constant."""
-    random = np.random.default_rng(1)
-    return {
-        name: (value + 0.1 * random.standard_normal(value.shape)).astype(np.float32)
-        for name, value in model.initialise(spec, 0).items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +41,11 @@ def tokens() -> np.ndarray:
 
 def in_numpy(spec, tokens, state=None, cached=None):
     state = state or model.initial_state(np_xp, spec, len(tokens), cached)
-    return model.forward(np_xp, spec, weights_of(spec), tokens, state)
+    return model.forward(np_xp, spec, noisy_weights(spec), tokens, state)
 
 
 def in_torch(spec, tokens):
-    values = {n: torch.from_numpy(v) for n, v in weights_of(spec).items()}
+    values = {n: torch.from_numpy(v) for n, v in noisy_weights(spec).items()}
     state = model.initial_state(torch_xp, spec, len(tokens))
     logits, _ = model.forward(torch_xp, spec, values, torch.from_numpy(tokens), state)
     return logits.numpy()
@@ -63,7 +54,7 @@ def in_torch(spec, tokens):
 def in_jax(spec, tokens):
     state = model.initial_state(jnp, spec, len(tokens))
     run = jax.jit(lambda v, t, s: model.forward(jnp, spec, v, t, s)[0])
-    return np.asarray(run(weights_of(spec), tokens, state))
+    return np.asarray(run(noisy_weights(spec), tokens, state))
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -84,7 +75,7 @@ def test_pieces_of_any_length_are_the_whole(name, tokens):
 @pytest.mark.parametrize("name", [*CAUSAL, "seed-leaking"])
 @pytest.mark.parametrize("backend", [in_torch, in_jax])
 def test_array_libraries_agree(name, backend, tokens):
-    spec = CAUSAL.get(name) or replace(BASE, mixer=name)
+    spec = CAUSAL.get(name) or BASE.replace(mixer=name)
     check("libraries", backend(spec, tokens), in_numpy(spec, tokens)[0])
 
 
@@ -103,7 +94,7 @@ def test_no_logit_sees_a_later_byte(name, backend, tokens):
 
 def test_the_original_mixer_leaks(tokens):
     """The specimen: a byte moves the logits of bytes before it, back to where its chunk starts."""
-    spec = replace(BASE, mixer="seed-leaking")
+    spec = BASE.replace(mixer="seed-leaking")
     moved = difference(spec, tokens, lambda s, t: in_numpy(s, t)[0])
     start = PLACE // spec.compression * spec.compression
     assert start < PLACE and moved[start:PLACE].all() and not moved[:start].any()
@@ -111,7 +102,7 @@ def test_the_original_mixer_leaks(tokens):
 
 def test_nothing_crosses_a_chunk_in_the_original_mixer(tokens):
     """No recurrence: a byte reaches its own chunk alone, however many layers there are."""
-    spec = replace(BASE, mixer="seed-leaking")
+    spec = BASE.replace(mixer="seed-leaking")
     moved = difference(spec, tokens, lambda s, t: in_numpy(s, t)[0])
     assert not moved[(PLACE // spec.compression + 1) * spec.compression :].any()
 
@@ -119,7 +110,7 @@ def test_nothing_crosses_a_chunk_in_the_original_mixer(tokens):
 @pytest.mark.parametrize("name", CAUSAL)
 def test_every_weight_learns(name, tokens):
     spec = CAUSAL[name]
-    values = {n: torch.from_numpy(v).requires_grad_() for n, v in weights_of(spec).items()}
+    values = {n: torch.from_numpy(v).requires_grad_() for n, v in noisy_weights(spec).items()}
     state = model.initial_state(torch_xp, spec, len(tokens), cached=0)
     inputs = torch.from_numpy(tokens)
     logits, _ = model.forward(torch_xp, spec, values, inputs[:, :-1], state)
@@ -144,7 +135,7 @@ EXPORTED = [
 def test_every_mixer_becomes_an_artifact(name, suffix, tmp_path):
     """Verified against the oracle by the exporter itself, which else writes nothing."""
     spec, path = CAUSAL[name], tmp_path / "model.safetensors"
-    save_model(path, spec, weights_of(spec))
+    save_model(path, spec, noisy_weights(spec))
     out = tmp_path / f"model{suffix}"
     main = to_tflite.main if suffix == ".tflite" else to_onnx.main
     assert main([str(path), "--quantize", "none", "--out", str(out)]) == 0
@@ -152,14 +143,14 @@ def test_every_mixer_becomes_an_artifact(name, suffix, tmp_path):
 
 
 def test_attention_is_pytorch_s(tokens):
-    spec = replace(BASE, mixer="attention", context=1000)
-    values = {n: torch.from_numpy(v) for n, v in weights_of(spec).items()}
+    spec = BASE.replace(mixer="attention", context=1000)
+    values = {n: torch.from_numpy(v) for n, v in noisy_weights(spec).items()}
     x = torch.from_numpy(np.random.default_rng(3).standard_normal((2, LENGTH, spec.width)))
     x, name = x.float(), "blocks.0.mixer"
     state = {"keys": (2, 2, 0, 16), "values": (2, 2, 0, 32), "valid": (2, 0)}
     empty = {n: torch.zeros(shape) for n, shape in state.items()}
     found, _ = attention.attention(torch_xp, spec, values, name, x, empty)
-    fused = replace(spec, fused=True)
+    fused = spec.replace(fused=True)
     wanted, _ = attention.attention(torch_xp, fused, values, name, x, empty)
     assert not np.array_equal(found, wanted)  # another kernel computed it
     check("forms", found.numpy(), wanted.numpy())
@@ -217,11 +208,13 @@ def test_performer_s_features_approximate_softmax():
 @pytest.mark.parametrize("rotation", [False, True])
 def test_beam_is_its_equation(rotation):
     """Channel by channel, in complex numbers."""
-    spec = replace(BASE, mixer="beam", rotation=rotation)
-    values, name = weights_of(spec), "blocks.0.mixer"
+    spec = BASE.replace(mixer="beam", rotation=rotation)
+    values, name = noisy_weights(spec), "blocks.0.mixer"
     x = np.random.default_rng(8).standard_normal((1, LENGTH, spec.width)).astype(np.float32)
-    state = model.initial_state(np_xp, replace(spec, layers=1), 1)
-    found, _ = model.MIX["beam"](np_xp, spec, values, name, x, {n: s[0] for n, s in state.items()})
+    state = model.initial_state(np_xp, spec.replace(layers=1), 1)
+    found, _ = MIXERS["beam"].forward(
+        np_xp, spec, values, name, x, {n: s[0] for n, s in state.items()}
+    )
     padded = np.concatenate([np.zeros((3, spec.width)), x[0]])
     transmission = np.ones(64, complex)
     if rotation:
@@ -241,11 +234,11 @@ def test_beam_is_its_equation(rotation):
 
 
 def test_mingru_is_its_equation(tokens):
-    spec = replace(BASE, mixer="mingru")
-    values, name = weights_of(spec), "blocks.0.mixer"
+    spec = BASE.replace(mixer="mingru")
+    values, name = noisy_weights(spec), "blocks.0.mixer"
     x = np.random.default_rng(6).standard_normal((1, LENGTH, spec.width)).astype(np.float32)
     state = {"hidden": np.zeros((1, 64), np.float32), "history": np.zeros((1, 3, 64), np.float32)}
-    found, _ = model.MIX["mingru"](np_xp, spec, values, name, x, state)
+    found, _ = MIXERS["mingru"].forward(np_xp, spec, values, name, x, state)
     padded = np.concatenate([state["history"], x], axis=1)
     taps = values[f"{name}.short"]
     hidden, rows = np.zeros(64), []
@@ -261,12 +254,12 @@ def test_mingru_is_its_equation(tokens):
 
 def test_linformer_attends_as_it_says(tokens):
     """Token by token: its own block up to itself, and the compressed blocks before it."""
-    spec = replace(BASE, mixer="linformer")
-    values, name, block = weights_of(spec), "blocks.0.mixer", spec.linformer_block
+    spec = BASE.replace(mixer="linformer")
+    values, name, block = noisy_weights(spec), "blocks.0.mixer", spec.switches["linformer_block"]
     x = np.random.default_rng(7).standard_normal((1, LENGTH, spec.width)).astype(np.float32)
-    state = model.initial_state(np_xp, replace(spec, layers=1), 1)
+    state = model.initial_state(np_xp, spec.replace(layers=1), 1)
     own = {n: s[0] for n, s in state.items()}
-    found, _ = model.MIX["linformer"](np_xp, spec, values, name, x, own)
+    found, _ = MIXERS["linformer"].forward(np_xp, spec, values, name, x, own)
     query, key, value = attention.project(np_xp, spec, values, name, x)
     rows = []
     for t in range(LENGTH):
@@ -297,7 +290,7 @@ def test_gpt2_small_has_its_124_million_parameters():
 
 def test_a_layer_each():
     with pytest.raises(SpecError, match="3 mixers, wanted 1 or 2"):
-        replace(BASE, mixer="topological,attention,attention")
+        BASE.replace(mixer="topological,attention,attention")
     with pytest.raises(SpecError, match="mixer is 'convolution'"):
-        replace(BASE, mixer="topological,convolution")
-    assert replace(BASE, mixer="topological,attention").layer_mixers == ["topological", "attention"]
+        BASE.replace(mixer="topological,convolution")
+    assert BASE.replace(mixer="topological,attention").layer_mixers == ["topological", "attention"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from specs import SMALL, noisy_weights
 
 from tsm.export.tolerance import check
 from tsm.training import model
@@ -25,18 +26,13 @@ from tsm.training.spec import (
     weights,
 )
 
-SPEC = PRESETS["tiny"]
+SPEC = SMALL
 LENGTH = 75  # two whole chunks of 32 and a tail
 
 
 @pytest.fixture(scope="module")
 def values() -> dict[str, np.ndarray]:
-    """Weights of a model whose every part matters: none zero, none constant."""
-    random = np.random.default_rng(1)
-    return {
-        name: (value + 0.1 * random.standard_normal(value.shape)).astype(np.float32)
-        for name, value in model.initialise(SPEC, 0).items()
-    }
+    return noisy_weights(SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +133,8 @@ def test_step_form_is_the_equation(values, tokens):
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, LENGTH, 1000])
 def test_chunk_length_does_not_change_the_function(values, tokens, chunk):
-    from dataclasses import replace
-
     state = model.initial_state(np_xp, SPEC, 2)
-    found, _ = model.forward(np_xp, replace(SPEC, chunk=chunk), values, tokens, state)
+    found, _ = model.forward(np_xp, SPEC.replace(chunk=chunk), values, tokens, state)
     check("forms", found, in_numpy(values, tokens)[0])
 
 
@@ -193,7 +187,7 @@ def test_reference_shape():
 
 def test_initialisation_depends_on_seed_and_name_alone():
     one, same, other = (model.initialise(SPEC, seed) for seed in (0, 0, 1))
-    wider = model.initialise(ModelSpec(**{**vars(SPEC), "layers": 3}), 0)
+    wider = model.initialise(SPEC.replace(layers=3), 0)
     for name in one:
         assert np.array_equal(one[name], same[name])
         assert np.array_equal(one[name], wider[name])
@@ -209,12 +203,12 @@ def test_every_weight_names_its_axes():
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ("[]", "wanted only"),
+        ("[]", "wanted an object"),
         ('{"width": 3, "depth": 2}', "wanted only"),
-        (PRESETS["tiny"].to_json().replace('"layers"', '"lairs"'), "lairs"),
-        (PRESETS["tiny"].to_json().replace('"layers": 2', '"layers": 0'), "layers is 0"),
-        (PRESETS["tiny"].to_json().replace('"layers": 2', '"layers": "2"'), "layers is '2'"),
-        (PRESETS["tiny"].to_json().replace("topological", "tropical"), "mixer is 'tropical'"),
+        (SMALL.to_json().replace('"layers"', '"lairs"'), "lairs"),
+        (SMALL.to_json().replace('"layers": 2', '"layers": 0'), "layers is 0"),
+        (SMALL.to_json().replace('"layers": 2', '"layers": "2"'), "layers is '2'"),
+        (SMALL.to_json().replace("topological", "tropical"), "mixer is 'tropical'"),
     ],
 )
 def test_a_bad_spec_is_refused(text, message):

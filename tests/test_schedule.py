@@ -47,7 +47,7 @@ def test_schedule_free_is_the_mean_weighted_by_the_squared_rate(warmup_steps):
     schedule = ScheduleFree(12, warmup_steps, 0.0, 0.99, 0)
     values, average = np.random.default_rng(0).standard_normal(12), 7.0
     for step, value in enumerate(values):
-        average = schedule.kept(step) * average + (1 - schedule.kept(step)) * value
+        average = schedule.decay_at(step) * average + (1 - schedule.decay_at(step)) * value
     assert average == pytest.approx(np.average(values, weights=rates(schedule) ** 2))
 
 

@@ -14,6 +14,10 @@ from tsm.training.spec import PRESETS
 
 ROOT = Path(__file__).parent.parent
 MASTER = ROOT / "models" / "shakespeare.safetensors"
+SHIPPED = {
+    "tflite": ROOT / "runtime" / "shakespeare-int8.tflite",
+    "onnx": ROOT / "models" / "shakespeare-int8.onnx",
+}
 
 
 def test_the_kept_weights_are_of_the_reference_shape_and_say_how_they_were_made():
@@ -23,7 +27,7 @@ def test_the_kept_weights_are_of_the_reference_shape_and_say_how_they_were_made(
     assert {"command", "machine", "hours", "step", "validation_nats_per_byte"} <= record.keys()
 
 
-@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+@pytest.mark.parametrize("suffix", SHIPPED)
 def test_a_shipped_artifact_is_rebuilt_byte_for_byte(tmp_path, suffix):
     out = tmp_path / f"again.{suffix}"
     script = ROOT / "export" / f"to_{suffix}.py"
@@ -34,6 +38,6 @@ def test_a_shipped_artifact_is_rebuilt_byte_for_byte(tmp_path, suffix):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    shipped = (ROOT / "runtime" / f"shakespeare-int8.{suffix}").read_bytes()
+    shipped = SHIPPED[suffix].read_bytes()
     assert len(shipped) <= 15_000_000
     assert out.read_bytes() == shipped

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import statistics
 import threading
-import time
 import zlib
 from pathlib import Path
 
@@ -20,8 +18,9 @@ from tsm import runtime
 from tsm.runtime import Sampling, engines, load, prompt_cache, state, stream
 from tsm.runtime.state import StateError
 
-RUNTIME = Path(__file__).parent.parent / "runtime"
-TFLITE, ONNX = RUNTIME / "shakespeare-int8.tflite", RUNTIME / "shakespeare-int8.onnx"
+ROOT = Path(__file__).parent.parent
+RUNTIME = ROOT / "runtime"
+TFLITE, ONNX = RUNTIME / "shakespeare-int8.tflite", ROOT / "models/shakespeare-int8.onnx"
 PROMPT = (
     b"First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 3
 )
@@ -97,14 +96,27 @@ def test_a_long_text_keeps_the_window_of_its_penalties(native, tmp_path):
     assert drawn(again, 31)[1:] == wanted
 
 
-def test_loading_takes_5_ms_at_most(native, tmp_path):
-    prompted(native).save(tmp_path / "state")
-    seconds = []
-    for _ in range(20):
-        started = time.perf_counter()
-        native.load_stream(tmp_path / "state")._enter()
-        seconds.append(time.perf_counter() - started)
-    assert statistics.median(seconds) <= 5e-3
+def test_a_stream_goes_to_bytes_and_back(native, tmp_path):
+    text = prompted(native)
+    text.draw()
+    data = text.to_bytes()
+    text.save(tmp_path / "state")
+    assert (tmp_path / "state").read_bytes() == data
+    wanted = drawn(text, 20)
+    for source in (data, bytearray(data), memoryview(data)):
+        assert drawn(native.load_stream(source), 20) == wanted
+    with pytest.raises(StateError, match=r"^state: CRC-32"):
+        native.load_stream(data[:-1])
+
+
+def test_a_stream_without_a_seed_draws_one_that_repeats_it(native, tmp_path):
+    one, two = native.stream(), native.stream()
+    assert one.sampling.seed != two.sampling.seed
+    again = native.stream(Sampling(seed=one.sampling.seed))
+    loaded = native.load_stream(one.to_bytes())
+    assert drawn(one, 50) == drawn(again, 50) == drawn(loaded, 50) != drawn(two, 50)
+    cached = [prompt_cache.read_prompt(native, PROMPT, tmp_path) for _ in range(2)]
+    assert cached[0].sampling.seed != cached[1].sampling.seed
 
 
 def test_a_state_of_another_model_is_refused(native, tmp_path):
@@ -153,7 +165,7 @@ def test_a_file_whose_checksum_holds_is_not_believed_for_that(native, tmp_path):
     """What a checksum does not tell: counts, lengths and settings that contradict each other."""
     text, path = prompted(native), tmp_path / "state"
     text.draw()
-    header, parts = state.unpack(text._pack())
+    header, parts = state.unpack(text.to_bytes())
     header.pop("parts", None)
     noise, loaded = random.Random(0), 0
     for _ in range(1000):
@@ -407,6 +419,21 @@ def test_an_empty_stream_begins_a_line(native):
     assert drawn(native.stream(SETTINGS), 20) == drawn(prompted(native, b"\n"), 20)
 
 
+def test_the_logits_of_a_text_are_those_of_its_bytes(native):
+    text, other = prompted(native, rewind=1000), prompted(native, rewind=1000)
+    assert (text.draw(), text.draw()) == (other.draw(), other.draw())
+    rows = text.logits_of(PROMPT)
+    assert len(rows) == 256 * len(PROMPT)
+    for place, byte in enumerate(PROMPT):
+        other.feed(bytes([byte]))
+        assert other.logits() == rows[256 * place : 256 * place + 256]
+    assert bits(text) == bits(other)
+    text.rewind(len(PROMPT) + 1)
+    other.rewind(len(PROMPT) + 1)
+    assert bits(text) == bits(other)
+    assert len(text.logits_of(b"")) == 0
+
+
 def test_what_a_byte_was_drawn_from_is_known_until_the_next(native):
     text = prompted(native)
     logits = text.logits()
@@ -420,13 +447,10 @@ def test_what_a_byte_was_drawn_from_is_known_until_the_next(native):
 def test_wrong_arguments_of_the_api_are_refused_by_its_own_errors(native):
     with pytest.raises(runtime.StateError, match="rewind: found -1, wanted 0 or more"):
         native.stream(rewind=-1)
-    with pytest.raises(runtime.GrammarError, match="found a string, wanted a Grammar"):
+    with pytest.raises(runtime.GrammarError, match="found a value of type str, wanted a Grammar"):
         native.stream(grammar="[0-9]")
-    for wrong in ({"stops": ["a", ""]}, {"regexes": ["("]}):
-        with pytest.raises(runtime.SamplingError, match="^(stops: found an empty|regex: '[(]' is)"):
-            next(native.stream().generate(5, **wrong))
 
 
-def test_all_errors_are_in_the_package():
+def test_what_the_package_names_is_there():
     for name in runtime.__all__:
-        assert getattr(runtime, name).__name__ == name
+        assert hasattr(runtime, name)

@@ -23,7 +23,13 @@ from tsm.training.spec import PRESETS, SpecError
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "models" / "shakespeare.safetensors"
 SPEC = PRESETS["tiny"]
-SETTINGS = {"step": 0, "muon_rate": 0.02, "adam_rate": 0.003, "weight_decay": 0.1, "clip": 1.0}
+SETTINGS = {
+    "step": 0,
+    "muon_learning_rate": 0.02,
+    "adam_learning_rate": 0.003,
+    "weight_decay": 0.1,
+    "clip": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +115,7 @@ def test_kill_9_leaves_no_trace_in_what_q_has_learned(tmp_path, corpus):
     assert any(value != QLearning.hope for row in memory["table"] for value in row)
     lines = [line for line in metrics(out) if line["kind"] == "train"]
     assert lines[-1]["epsilon"] == 0.95**2 and lines[-1]["rate"] == memory["rate"]
-    changed = finish(command(corpus, out, "torch", "--steps", "44"))
+    changed = finish(command(corpus, out, "torch", "--steps", "44", "--schedule", "wsd"))
     assert changed.returncode == 2 and changed.stderr.count("\n") == 1
     assert "was started with schedule 'q', now 'wsd'" in changed.stderr
 
@@ -119,7 +125,7 @@ def test_a_checkpoint_older_than_an_option_goes_on(tmp_path, corpus):
     subprocess.run(command(corpus, tmp_path, "torch", "--steps", "4"), check=True)
     arrays, metadata = read_arrays(tmp_path / "checkpoint.safetensors")
     record = json.loads(metadata["record"])
-    del record["config"]["schedule"], metadata["memory"]
+    del record["config"]["schedule"]
     older = {**metadata, "record": json.dumps(record)}
     write_arrays(tmp_path / "checkpoint.safetensors", arrays, older)
     other = finish(command(corpus, tmp_path, "torch", "--steps", "8", "--schedule", "q"))
@@ -210,11 +216,12 @@ def test_ctrl_c_keeps_the_run(tmp_path, corpus):
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
-    arguments = command(corpus, tmp_path, "torch", "--adam-rate", "1e30", "--warmup-steps", "0")
+    bad = "--adam-learning-rate", "1e30", "--warmup-steps", "0"
+    arguments = command(corpus, tmp_path, "torch", *bad)
     subprocess.run(command(corpus, tmp_path / "good", "torch"), capture_output=True, check=True)
     run = finish(arguments)
     assert run.returncode == 1
-    assert "stopped; the last good checkpoint stays" in " ".join(run.stderr.split())
+    assert "stopped. A lower learning rate may help." in run.stderr
     assert not (tmp_path / "checkpoint.safetensors").exists()  # never a bad one
 
     # A run that goes bad later keeps the file it had.
@@ -226,6 +233,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
     poisoned = (out / "checkpoint.safetensors").read_bytes()
     run = finish(command(corpus, out, "torch", "--steps", "40"))
     assert run.returncode == 1
+    assert "and the checkpoint of step 24 stay in" in run.stderr
     assert (out / "checkpoint.safetensors").read_bytes() == poisoned != before
 
 
@@ -235,7 +243,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
         (["--data", "/nowhere"], "/nowhere: no such file"),
         (["--batch", "0"], "--batch 0: wanted at least 1"),
         (["--dropout", "1"], "--dropout 1.0: wanted in [0, 1)"),
-        (["--muon-rate", "nan"], "--muon-rate nan: wanted 0 or more"),
+        (["--muon-learning-rate", "nan"], "--muon-learning-rate nan: wanted 0 or more"),
         (["--schedule", "steep"], "--schedule: invalid choice: 'steep'"),
         (["--start", "/nowhere"], "/nowhere: no such file, wanted a safetensors file"),
         (
@@ -246,7 +254,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
             ["--teachers", f"{SHIPPED},/nowhere"],
             "/nowhere: no such file, wanted a safetensors file",
         ),
-        (["--start", str(SHIPPED)], "its mixer is beam, preset tiny wants topological"),
+        (["--start", str(SHIPPED)], "its width is 384, the options want 96"),
         (["--window", "1000000"], "wanted at least 10000010"),
     ],
 )
@@ -297,7 +305,7 @@ def test_schedule_free_evaluates_the_plain_mean_of_its_weights():
             between = {n: np.float32(0.1) * z[n] + np.float32(0.9) * x[n] for n in z}
             wanted = engine.losses(engine.load(between), tokens).mean()
             settings = {**SETTINGS, "step": step, "adam_beta1": schedule.adam_beta1}
-            kept, toward = schedule.kept(step), schedule.toward_average
+            kept, toward = schedule.decay_at(step), schedule.toward_average
             weights, state, average, loss, _ = engine.step(
                 weights, state, average, tokens, 0, settings, kept, toward
             )
@@ -340,7 +348,7 @@ def test_muon_in_stages_is_muon():
 
 def test_dropout_and_averaging_are_deterministic_and_active():
     tokens = np.random.default_rng(2).integers(0, 256, (3, 65))
-    settings = {**SETTINGS, "muon_rate": 0.0, "adam_rate": 0.0}
+    settings = {**SETTINGS, "muon_learning_rate": 0.0, "adam_learning_rate": 0.0}
     values = noisy_weights()
     for library in (engine_torch, engine_jax):
 

@@ -15,10 +15,11 @@ import pytest
 
 from tsm.export import verify
 from tsm.export.tolerance import check
-from tsm.runtime import engines, stream, weight_cache
+from tsm.runtime import engines, stream
 from tsm.runtime.artifact import Artifact, open_artifact
+from tsm.runtime.engines import weight_cache
+from tsm.runtime.engines.weight_cache import SUFFIX
 from tsm.runtime.prompt_cache import read_prompt
-from tsm.runtime.weight_cache import SUFFIX
 
 ROOT = Path(__file__).parent.parent
 TEXT = verify.PASSAGE
@@ -82,7 +83,7 @@ def test_another_models_is_left_alone(artifact, tmp_path):
 
 def generating(folder: Path, *before: str) -> subprocess.Popen:
     command = [*before, sys.executable, str(ROOT / "runtime" / "generate.py"), "--bytes", "20"]
-    command += ["--engine", "litert", "--weight-cache", str(folder)]
+    command += ["--seed", "0", "--engine", "litert", "--weight-cache", str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

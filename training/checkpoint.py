@@ -11,29 +11,32 @@ The record of how the weights were made, a .json beside the file, goes along.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+if not __package__:
+    from by_path import PACKAGE as __package__
 
-from tsm.runtime.command import Parser
-from tsm.training.spec import ModelSpec, SpecError, check_weights
+from ..runtime.command import Parser, needs, run_command
+from ..runtime.files import written
+
+with needs("checkpoint", "train"):
+    import ml_dtypes
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import save
+
+    from .spec import ModelSpec, SpecError, check_weights
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, beside, metadata)
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    data = save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, metadata)
+    with written(path) as file:  # safetensors' own save_file makes a file that is private
+        file.write(data)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -62,15 +65,16 @@ def save_model(
     arrays = {n: w.astype(DTYPES[dtype]) for n, w in weights.items()}
     write_arrays(path, arrays, {"spec": spec.to_json()})
     if record is not None:
-        beside = path.with_suffix(".json.partial")
-        beside.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(beside, path.with_suffix(".json"))
+        with written(path.with_suffix(".json")) as file:
+            file.write((json.dumps(record, indent=2) + "\n").encode())
 
 
 def load_model(path: str | Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """(spec, fp32 weights) of a `model.safetensors` in fp32 or bf16. Raises SpecError."""
     path = Path(path)
     arrays, metadata = read_arrays(path)
+    if "step" in metadata:
+        raise SpecError(f"{path}: a checkpoint, wanted the model.safetensors beside it")
     if "spec" not in metadata:
         raise SpecError(f"{path}: no spec in its metadata, wanted a file written by training")
     try:
@@ -87,20 +91,21 @@ def load_model(path: str | Path) -> tuple[ModelSpec, dict[str, np.ndarray]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("checkpoint", "A model file, rewritten.").whole()
-    parser.add_argument("model", type=Path, help="a model.safetensors")
-    parser.add_argument("out", type=Path, help="the file to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="BF16", help="default: %(default)s")
-    arguments = parser.parse_args(argv)
-    try:
+    def work() -> None:
+        parser = Parser("checkpoint", __doc__)
+        parser.add_argument("model", type=Path, help="a model.safetensors")
+        parser.add_argument("out", type=Path, help="the file to write")
+        parser.add_argument("--dtype", choices=DTYPES, default="BF16", help="of its weights")
+        arguments = parser.parse_args(argv)
         spec, weights = load_model(arguments.model)
         beside = arguments.model.with_suffix(".json")
-        record = json.loads(beside.read_text()) if beside.is_file() else None
+        try:
+            record = json.loads(beside.read_bytes()) if beside.is_file() else None
+        except ValueError as error:
+            raise SpecError(f"{beside}: not JSON ({error})") from None
         save_model(arguments.out, spec, weights, arguments.dtype, record)
-    except (OSError, ValueError) as error:
-        print(f"checkpoint: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command("checkpoint", work, SpecError)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A corpus as bytes: found, checked, memory-mapped, split 90/10, and drawn in batches.
 
-Any file will do, text or binary: a token is a byte. `shakespeare` names Tiny Shakespeare, looked
+Any file will do, text or binary: a token is a byte. Several of them, folders, compressed files and
+tables are put together first: see documents.py. `shakespeare` names Tiny Shakespeare, looked
 for in $TSM_DATA, then in the user's cache; `--download` of train.py fetches it there.
 """
 
@@ -8,14 +9,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import http.client
 import os
+import tempfile
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Integer
 from rich.progress import Progress
+
+from ..runtime.files import written
+from .documents import CORPUS, TABLES, DataError, assemble, is_documents
 
 CORPUS_FILE = "tinyshakespeare.txt"
 CORPUS_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -25,33 +32,63 @@ CORPUS_URL = (
 )
 
 
-class DataError(ValueError):
-    """A corpus that cannot be used: found and wanted, in one line."""
-
-
 @dataclass(frozen=True)
 class Corpus:
+    name: str  # to show
     path: Path
     train: Integer[np.ndarray, " train"]  # the first 90%
     validation: Integer[np.ndarray, " validation"]  # the last 10%; no byte is in both
+    summary: str = ""  # of the documents that it was put together from
 
 
-def open_corpus(name: str | Path, window: int, download: bool = False) -> Corpus:
-    """The corpus at a path, or `shakespeare`; both its parts hold at least one window + 1 bytes."""
-    path = _shakespeare(download) if str(name) == "shakespeare" else Path(name)
+def open_corpus(
+    names: str | Path | Sequence[str | Path],
+    window: int,
+    download: bool = False,
+    column: str | None = None,
+    folder: Path | None = None,
+) -> Corpus:
+    """The corpus of one path or several, or `shakespeare`; both its parts hold at least one window
+    + 1 bytes. column: of tables, whose values are the documents. folder: where documents are put
+    together, by default a temporary one. Raises DataError."""
+    names = [names] if isinstance(names, (str, Path)) else names
+    if [str(name) for name in names] == ["shakespeare"]:
+        return _file(_shakespeare(download), window)
+    paths = [Path(name) for name in names]
+    if not is_documents(paths, column):
+        if column is not None and paths[0].is_file():
+            tables = ", ".join(TABLES)
+            raise DataError(f"{paths[0]}: no table with a column {column!r}, wanted {tables}")
+        return _file(paths[0], window)
+    if folder:
+        return _assembled(paths, window, column, folder)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        return _assembled(paths, window, column, Path(temporary))
+
+
+def _assembled(paths: list[Path], window: int, column: str | None, folder: Path) -> Corpus:
+    found = assemble(paths, column, folder)
+    shown = ", ".join(map(str, paths))
+    return _split(folder / CORPUS, found.train_bytes, window, shown, found.summary())
+
+
+def _file(path: Path, window: int) -> Corpus:
     if not path.is_file():
-        found = "a directory" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {found}, wanted a file to learn from")
+        raise DataError(f"{path}: no such file, wanted a file or a folder to learn from")
+    return _split(path, path.stat().st_size * 9 // 10, window, str(path))
+
+
+def _split(path: Path, split: int, window: int, name: str, summary: str = "") -> Corpus:
     size = path.stat().st_size
-    split = size * 9 // 10
-    if size - split < window + 1:
+    if size - split < window + 1 or split < window + 1:
         wanted = f"at least {10 * (window + 1)} so that 10% hold one window of {window}"
-        raise DataError(f"{path}: {size} bytes, wanted {wanted}")
+        raise DataError(f"{name}: {size} bytes, wanted {wanted}")
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return Corpus(path, data[:split], data[split:])
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path}: {reason}, wanted a readable file") from None
+    return Corpus(name, path, data[:split], data[split:], summary)
 
 
 def batch(
@@ -70,7 +107,7 @@ def batch(
 
 @functools.lru_cache(maxsize=4)
 def _epoch(seed: int, epoch: int, count: int, window: int, length: int) -> tuple[np.ndarray, int]:
-    random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
     return random.permutation(count), int(random.integers(length - count * window))
 
 
@@ -86,12 +123,19 @@ def fresh_windows(
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Raises DataError for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{path}: {(error.strerror or str(error)).lower()}, wanted a readable file"
+        ) from None
 
 
 def _shakespeare(download: bool) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tsm" / CORPUS_FILE
+    home = os.path.expanduser("~")  # as it is where there is none, which Path.home() raises for
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "tsm" / CORPUS_FILE
     places = [cache]
     if os.environ.get("TSM_DATA"):
         places.insert(0, Path(os.environ["TSM_DATA"]) / CORPUS_FILE)
@@ -114,20 +158,18 @@ def _checked(path: Path) -> Path:
 
 
 def _fetch(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
     try:
-        with (
-            urllib.request.urlopen(CORPUS_URL, timeout=30) as answer,
-            open(beside, "wb") as file,
-            Progress() as progress,
-        ):
-            task = progress.add_task(f"downloading {CORPUS_FILE}", total=CORPUS_BYTES)
+        with urllib.request.urlopen(CORPUS_URL, timeout=30) as answer, Progress() as progress:
+            task, pieces = progress.add_task(f"downloading {CORPUS_FILE}", total=CORPUS_BYTES), []
             while piece := answer.read(1 << 16):
-                file.write(piece)
+                pieces.append(piece)
                 progress.update(task, advance=len(piece))
-    except OSError as error:
-        beside.unlink(missing_ok=True)
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{CORPUS_URL}: cannot be downloaded ({error})") from None
-    os.replace(_checked(beside), path)
+    text = b"".join(pieces)
+    if (found := hashlib.sha256(text).hexdigest()) != CORPUS_SHA256:
+        raise DataError(f"{CORPUS_URL}: SHA-256 {found}, wanted {CORPUS_SHA256}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as file:
+        file.write(text)
     return path

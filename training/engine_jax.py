@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsm.training import model, optimizer
-from tsm.training.spec import ModelSpec
+from . import model, optimizer
+from .spec import ModelSpec
 
 
 def bf16_is_fast() -> bool:
@@ -53,7 +53,7 @@ class Engine:
         logits = model.forward(jnp, spec, values, tokens, state, self._drop(key))[0]
         return logits.astype(jnp.float32)
 
-    def _taught(self, teachers: Any, tokens: Any) -> Any:
+    def _teacher_probabilities(self, teachers: Any, tokens: Any) -> Any:
         """As engine_torch.Engine's."""
         pairs = zip(self.teacher_specs, teachers, strict=True)
         logits = [self._logits(*teacher, tokens[:, :-1]) for teacher in pairs]
@@ -65,8 +65,8 @@ class Engine:
         keys = iter(jax.random.split(key, model.dropouts(self.spec)))
 
         def drop(x: Any) -> Any:
-            kept = jax.random.bernoulli(next(keys), 1 - self.dropout, x.shape)
-            return jnp.where(kept, x / (1 - self.dropout), 0)
+            passed = jax.random.bernoulli(next(keys), 1 - self.dropout, x.shape)
+            return jnp.where(passed, x / (1 - self.dropout), 0)
 
         return drop
 
@@ -76,20 +76,19 @@ class Engine:
         state: dict[str, Any],
         average: dict[str, Any],
         tokens: Any,
-        seed: Any,
+        key: Any,
         settings: dict[str, Any],
         average_decay: Any,
         toward_average: Any = 0.0,
         teachers: Any = (),
     ) -> tuple[Any, ...]:
-        """As `step`, to be transformed: arrays in, arrays out."""
-        taught = self._taught(teachers, tokens) if teachers else None
+        """As `step`, to be transformed: arrays in, arrays out; key: of the random numbers."""
+        teacher_probabilities = self._teacher_probabilities(teachers, tokens) if teachers else None
 
         def mean_loss(values: dict[str, Any]) -> Any:
-            key = jax.random.PRNGKey(seed)
             logits = self._logits(self.spec, self._cast(values), tokens[:, :-1], key)
-            if taught is not None:
-                return model.distillation_loss(jnp, logits, taught).mean()
+            if teacher_probabilities is not None:
+                return model.distillation_loss(jnp, logits, teacher_probabilities).mean()
             return model.loss(jnp, logits, tokens[:, 1:]).mean()
 
         points = {n: v + toward_average * (average[n] - v) for n, v in values.items()}
@@ -100,12 +99,16 @@ class Engine:
         average = {n: a + (1 - average_decay) * (values[n] - a) for n, a in average.items()}
         return values, state, average, loss, norm
 
-    def step(self, values: Any, state: Any, average: Any, tokens: Any, *rest: Any) -> Any:
+    def step(
+        self, values: Any, state: Any, average: Any, tokens: Any, seed: int, *rest: Any
+    ) -> Any:
         """As engine_torch.Engine.step; the arrays passed in are given up."""
-        *made, loss, norm = self._step(
-            values, state, average, jnp.asarray(tokens), *rest, teachers=self.teachers
+        # PRNGKey(seed), of all 64 bits of the seed: it takes 32 itself.
+        key = np.array([seed >> 32, seed % 2**32], np.uint32)
+        *arrays, loss, norm = self._step(
+            values, state, average, jnp.asarray(tokens), key, *rest, teachers=self.teachers
         )
-        return *made, float(loss), float(norm)
+        return *arrays, float(loss), float(norm)
 
     def _plain_losses(self, values: dict[str, Any], tokens: Any) -> Any:
         return model.loss(jnp, self._logits(self.spec, values, tokens[:, :-1]), tokens[:, 1:])

@@ -12,8 +12,8 @@ import array_api_compat.torch as xp
 import numpy as np
 import torch
 
-from tsm.training import model, optimizer
-from tsm.training.spec import ModelSpec
+from . import model, optimizer
+from .spec import ModelSpec
 
 
 def _keep_pages() -> None:
@@ -48,10 +48,16 @@ class Engine:
         self.spec, self.dropout = spec, dropout
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.use_deterministic_algorithms(True, warn_only=self.device == "cuda")
+        # Deterministic here without it, and a twelfth of a step: memory that is overwritten anyway.
+        deterministic: Any = torch.utils.deterministic
+        deterministic.fill_uninitialized_memory = False
         self.muon_dtype = torch.bfloat16 if bf16 else None
         self.cast = torch.autocast(self.device, torch.bfloat16, enabled=bf16)
         self.loss = torch.compile(self._loss) if compiled else self._loss
-        self.taught = torch.compile(self._taught) if compiled else self._taught
+        teacher_probabilities = self._teacher_probabilities
+        self.teacher_probabilities = (
+            torch.compile(teacher_probabilities) if compiled else teacher_probabilities
+        )
         self.teachers = [(spec, self.load(arrays)) for spec, arrays in teachers]
         # Its tracer warns of array-api-compat's cached look-ups, which are pure.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools")
@@ -73,15 +79,17 @@ class Engine:
         return model.forward(xp, spec, values, tokens, state, drop)[0]
 
     @torch.no_grad()
-    def _taught(self, tokens: Any) -> Any:
+    def _teacher_probabilities(self, tokens: Any) -> Any:
         """The teachers' mean probabilities of the byte after each token: (B, L, vocabulary)."""
         with self.cast:
             logits = [self._logits(*teacher, tokens[:, :-1]) for teacher in self.teachers]
         return sum(model.log_softmax(xp, x.float()).exp() for x in logits) / len(logits)
 
-    def _loss(self, values: dict[str, Any], tokens: Any, noise: Any, taught: Any = None) -> Any:
-        """Mean nats; noise: random bytes (dropped activations, B, L, D), or None; taught: what is
-        to be learned in place of the bytes, or None."""
+    def _loss(
+        self, values: dict[str, Any], tokens: Any, noise: Any, teacher_probabilities: Any = None
+    ) -> Any:
+        """Mean nats; noise: random bytes (dropped activations, B, L, D), or None;
+        teacher_probabilities: what is to be learned in place of the bytes, or None."""
         left = iter(() if noise is None else noise.unbind())
         dropped = round(256 * self.dropout)  # of the 256 values of a byte
 
@@ -90,8 +98,8 @@ class Engine:
 
         with self.cast:
             logits = self._logits(self.spec, values, tokens[:, :-1], drop).float()
-        if taught is not None:
-            return model.distillation_loss(xp, logits, taught).mean()
+        if teacher_probabilities is not None:
+            return model.distillation_loss(xp, logits, teacher_probabilities).mean()
         return model.loss(xp, logits, tokens[:, 1:]).mean()
 
     def _noise(self, rows: int, length: int) -> Any:
@@ -112,7 +120,7 @@ class Engine:
         average_decay: float,
         toward_average: float = 0.0,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], float, float]:
-        """One update; (weights, optimizer state, averaged weights, loss, gradient norm).
+        """One step; (weights, optimizer state, averaged weights, loss, gradient norm).
 
         toward_average: where the gradient is taken, from 0, at the weights, to 1, at the average.
         """
@@ -120,8 +128,8 @@ class Engine:
         points = {n: v.lerp(average[n], toward_average).requires_grad_() for n, v in values.items()}
         inputs = torch.as_tensor(tokens, device=self.device)
         noise = self._noise(len(tokens), tokens.shape[1] - 1) if self.dropout else None
-        taught = self.taught(inputs) if self.teachers else None
-        loss = self.loss(points, inputs, noise, taught)
+        teacher_probabilities = self.teacher_probabilities(inputs) if self.teachers else None
+        loss = self.loss(points, inputs, noise, teacher_probabilities)
         gradients = torch.autograd.grad(loss, list(points.values()))
         with torch.no_grad():
             named = dict(zip(points, gradients, strict=True))

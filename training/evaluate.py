@@ -30,17 +30,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.progress import track
+if not __package__:
+    from by_path import PACKAGE as __package__
 
-from tsm.runtime.artifact import ArtifactError, open_artifact
-from tsm.runtime.command import Parser
-from tsm.runtime.engines import EngineError, open_engine
-from tsm.training import model
-from tsm.training.checkpoint import load_model
-from tsm.training.data import DataError, fresh_windows, open_corpus
-from tsm.training.spec import ModelSpec, SpecError
-from tsm.training.tasks import TASKS, evaluation_examples
+from ..runtime.command import Parser, needs, run_command
+
+with needs("tsm-evaluate", "train"):
+    import numpy as np
+    from rich.progress import track
+
+    from ..runtime.artifact import open_artifact
+    from ..runtime.engines import open_engine
+    from . import model
+    from .checkpoint import load_model
+    from .data import DataError, fresh_windows, open_corpus
+    from .spec import ModelSpec, SpecError
+    from .tasks import TASKS, evaluation_examples
+    from .threads import default_threads, prepare_threads
 
 STREAM_BLOCK = 1024  # bytes a call when streaming; does not change the result
 ROWS = 16  # fresh windows a call
@@ -56,28 +62,28 @@ Scorer = Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parse(argv)
-    try:
-        if arguments.task:
-            score = scorer(arguments.model)
-            found = recall(score, arguments.task, arguments.distances, arguments.examples)
-            found = {"model": str(arguments.model), **found}
-        else:
-            corpus = open_corpus(arguments.data, arguments.window)
-            data = corpus.validation[: arguments.limit]
-            if arguments.against:
-                found = against(scorer(arguments.model), scorer(arguments.against), data)
-                names = {"model": str(arguments.model), "reference": str(arguments.against)}
-                found = {**names, **found}
-            else:
-                found = evaluate(arguments.model, data, arguments.window, arguments.stream_bytes)
-    except (ArtifactError, DataError, EngineError, SpecError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    print(json.dumps(found) if arguments.json else shown(found))
-    return 0
+    def work() -> None:
+        arguments = _parse(argv)
+        found = measure(arguments)
+        print(json.dumps(found) if arguments.json else shown(found))
+
+    return run_command("tsm-evaluate", work, DataError, SpecError)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = {"model": str(arguments.model)}
+    if arguments.task:
+        score = scorer(arguments.model)
+        return names | recall(score, arguments.task, arguments.distances, arguments.examples)
+    corpus = open_corpus(arguments.data, arguments.window, column=arguments.column)
+    data = corpus.validation[: arguments.limit]
+    start = len(corpus.train)
+    place = f"bytes {start:,} to {start + len(data):,}"
+    names["text"] = f"{corpus.name}, the part that train.py holds out of it: {place}"
+    if arguments.against:
+        names["reference"] = str(arguments.against)
+        return names | against(scorer(arguments.model), scorer(arguments.against), data)
+    return names | evaluate(arguments.model, data, arguments.window, arguments.stream_bytes)
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -103,7 +109,6 @@ def evaluate(
     score = scorer(path)
     by_position = {} if stream_bytes is None else stream(score, data, stream_bytes)
     return {
-        "model": str(path),
         "bytes": len(data),
         "window": window,
         "fresh_nats_per_byte": _fresh(score, data, window),
@@ -158,9 +163,9 @@ def against(score: Scorer, reference: Scorer, data: np.ndarray) -> dict[str, Any
         divergences.append((np.exp(wanted) * (wanted - found)).sum(axis=-1))
     bounds = [0, *(bound for bound in CARRIED if bound < len(tokens) - 1), len(tokens) - 1]
     rows = []
-    for start, end in itertools.pairwise(bounds):
-        gap, divergence = (np.concatenate(x)[start:end].mean() for x in (gaps, divergences))
-        row = {"bytes_read": end, "nats_per_byte_more": float(gap), "kl_nats": float(divergence)}
+    for start, stop in itertools.pairwise(bounds):
+        gap, divergence = (np.concatenate(x)[start:stop].mean() for x in (gaps, divergences))
+        row = {"bytes_read": stop, "nats_per_byte_more": float(gap), "kl_nats": float(divergence)}
         rows.append(row)
     return {"bytes": len(tokens), "against": rows}
 
@@ -219,8 +224,10 @@ def scorer(path: str | Path) -> Scorer:
 
 def weights_scorer(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> Scorer:
     """The function of weights in memory, by PyTorch."""
-    import array_api_compat.torch as xp
-    import torch
+    prepare_threads(default_threads(spec))
+    with needs("tsm-evaluate", "train"):  # the extra train-jax brings the rest
+        import array_api_compat.torch as xp
+        import torch
 
     weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -276,17 +283,27 @@ def _carried(
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("evaluate", __doc__).whole()
+    parser = Parser("tsm-evaluate", __doc__)
     parser.add_argument(
         "model",
         nargs="?",
         default="models/shakespeare.safetensors",
-        help="a .safetensors, .tflite or .onnx (default: %(default)s)",
+        help="a .safetensors, .tflite or .onnx",
     )
     parser.add_argument(
-        "--data", default="shakespeare", help="a file, or `shakespeare` (default: %(default)s)"
+        "--data",
+        nargs="+",
+        default=["shakespeare"],
+        metavar="PATH",
+        help="what train.py was given: the part that it holds out is scored (default: shakespeare)",
     )
-    parser.add_argument("--window", type=int, default=256, help="bytes (default: %(default)s)")
+    parser.add_argument("--column", metavar="NAME", help="of tables, as for train.py")
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=256,
+        help="bytes that are scored together, from no context",
+    )
     parser.add_argument("--limit", type=int, help="only the first LIMIT bytes of the held-out part")
     parser.add_argument(
         "--stream-bytes",
@@ -312,7 +329,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--examples",
         type=int,
         default=EXAMPLES,
-        help="of --task, at each distance (default: %(default)s)",
+        help="of --task, at each distance",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 
-from tsm.training.mixers.primitives import (
+from .mixers.primitives import (
     Array,
     State,
     Weights,
@@ -22,7 +22,47 @@ from tsm.training.mixers.primitives import (
     positions,
     split_heads,
 )
-from tsm.training.spec import ModelSpec
+from .mixers.table import Init, Shape, Weight, matrix
+
+if TYPE_CHECKING:
+    from .spec import ModelSpec
+
+
+def weights_of(spec: ModelSpec) -> dict[str, Weight]:
+    """The table of the whole model, its shapes from `spec`."""
+    d, dense = ("width", spec.width), Init(std=0.02)
+    back = Init(std=0.02 / math.sqrt(2 * spec.layers))
+    hidden, inner = ("mlp", spec.mlp_width), ("mixer_in", 3 * spec.width)
+
+    def vector(axis: tuple[str, int], value: float = 0) -> Weight:
+        return Weight((axis[1],), (axis[0],), Init(low=value, high=value))
+
+    table = {
+        "embed": Weight((spec.vocabulary, spec.width), ("vocabulary", "width"), dense),
+        "position": Weight((spec.context, spec.width), ("position", "width"), Init(std=0.01)),
+    }
+    for layer in range(spec.layers):
+        block = {
+            "norm1.gain": vector(d, 1),
+            "norm1.bias": vector(d),
+            "mixer.in": matrix(inner, d, dense),
+            "mixer.in.bias": vector(inner),
+            "mixer.out": matrix(d, d, back),
+            "mixer.out.bias": vector(d),
+            "norm2.gain": vector(d, 1),
+            "norm2.bias": vector(d),
+            "mlp.in": matrix(hidden, d, dense),
+            "mlp.in.bias": vector(hidden),
+            "mlp.out": matrix(d, hidden, back),
+            "mlp.out.bias": vector(d),
+        }
+        table |= {f"blocks.{layer}.{name}": weight for name, weight in block.items()}
+    return table | {"norm.gain": vector(d, 1), "norm.bias": vector(d)}
+
+
+def state_of(spec: ModelSpec, batch: int, cached: int) -> dict[str, Shape]:
+    cache = (spec.layers, batch, spec.heads, cached, spec.width // spec.heads)
+    return {"keys": cache, "values": cache, "valid": (1, batch, cached), "count": (1, batch, 1)}
 
 
 def forward(
@@ -35,10 +75,10 @@ def forward(
 ) -> tuple[Float[Array, "B L vocabulary"], State]:
     """As `model.forward`."""
     (batch, length), cached = tokens.shape, state["keys"].shape[3]
-    place = state["count"][0, 0, 0] + positions(xp, weights["embed"], length)
-    place = xp.astype(xp.clip(place, 0, spec.context - 1), xp.int32)
+    position = state["count"][0, 0, 0] + positions(xp, weights["embed"], length)
+    position = xp.astype(xp.clip(position, 0, spec.context - 1), xp.int32)
     x = xp.take(weights["embed"], xp.reshape(tokens, (-1,)), axis=0)
-    x = xp.reshape(x, (batch, length, spec.width)) + xp.take(weights["position"], place, axis=0)
+    x = xp.reshape(x, (batch, length, spec.width)) + xp.take(weights["position"], position, axis=0)
     x = dropout(x)
     valid = xp.concat([state["valid"][0], xp.ones_like(x[:, :, 0])], axis=1)  # (B, cached+L)
     keys, values = [], []

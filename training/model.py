@@ -30,33 +30,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from tsm.training import gpt2
-from tsm.training.mixers.attention import attention
-from tsm.training.mixers.beam import beam_splitter
-from tsm.training.mixers.linformer import linformer
-from tsm.training.mixers.mingru import mingru
-from tsm.training.mixers.performer import performer
-from tsm.training.mixers.primitives import Array, State, Weights, linear, rms_norm
-from tsm.training.mixers.seed import leaking_seed_mixer, seed_mixer
-from tsm.training.mixers.topological import implicit_attention
-from tsm.training.spec import GPT2, MIXERS, ModelSpec, state_shapes, weights
-
-# (xp, spec, weights, name, normalised x (B, L, D), state) -> (mixed x, state)
-MIX: dict[str, Callable[..., tuple[Array, State]]] = {
-    "topological": implicit_attention,
-    "beam": beam_splitter,
-    "attention": attention,
-    "performer": performer,
-    "linformer": linformer,
-    "mingru": mingru,
-    "seed": seed_mixer,
-    "seed-leaking": leaking_seed_mixer,
-}
+from . import gpt2
+from .mixers import MIXERS
+from .mixers.primitives import Array, State, Weights, linear, rms_norm
+from .spec import GPT2, ModelSpec, state_shapes, weights
 
 
 def initialise(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
     """Fresh fp32 weights; each depends on the seed and its own name alone."""
-    made = {}
+    values = {}
     for name, weight in weights(spec).items():
         init = weight.init
         spread = np.linspace(init.low, init.high, weight.shape[-1], dtype=np.float32)
@@ -65,8 +47,8 @@ def initialise(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
             key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
             noise = np.random.Generator(np.random.Philox(key)).standard_normal(weight.shape)
             value += (init.std * noise).astype(np.float32)
-        made[name] = value
-    return made
+        values[name] = value
+    return values
 
 
 def initial_state(xp: Any, spec: ModelSpec, batch: int = 1, cached: int | None = None) -> State:
@@ -92,28 +74,30 @@ def forward(
     tokens: Int[Array, "B L"],
     state: State,
     dropout: Callable[[Array], Array] = lambda x: x,
+    mixer_function: Callable[[str], Callable[..., Any]] = lambda name: MIXERS[name].forward,
 ) -> tuple[Float[Array, "B L vocabulary"], State]:
     """Logits of the byte after each token, and the state after the last. Causal.
 
     tokens: integers in [0, vocabulary). state: as `initial_state` makes it, or as returned.
+    mixer_function: the function of a mixer; an exporter may put another around it.
     L = 1 is one step of generation; any other L gives the same function in chunked form.
     """
     if spec.mixer == GPT2:
         return gpt2.forward(xp, spec, weights, tokens, state, dropout)
     x = xp.take(weights["embed"], xp.reshape(tokens, (-1,)), axis=0)
     x = dropout(xp.reshape(x, (*tokens.shape, spec.width)))  # (B, L, D)
-    made: dict[str, list[Array]] = {name: [] for name in state}
+    next_state: dict[str, list[Array]] = {name: [] for name in state}
     for layer, mixer in enumerate(spec.layer_mixers):
-        names = MIXERS[mixer][1](spec, 1)
-        own = {name: state[name][len(made[name])] for name in names}
-        mix, block = MIX[mixer], f"blocks.{layer}"
-        mixed, own = mix(xp, spec, weights, f"{block}.mixer", rms_norm(xp, x), own)
+        names = MIXERS[mixer].state(spec, 1)
+        layer_state = {name: state[name][len(next_state[name])] for name in names}
+        mix, block = mixer_function(mixer), f"blocks.{layer}"
+        mixed, layer_state = mix(xp, spec, weights, f"{block}.mixer", rms_norm(xp, x), layer_state)
         x = x + dropout(mixed)
         x = x + dropout(mlp(xp, weights, f"{block}.mlp", rms_norm(xp, x)))
-        for name, part in own.items():
-            made[name].append(part)
+        for name, part in layer_state.items():
+            next_state[name].append(part)
     logits = linear(xp, rms_norm(xp, x), weights["head"])
-    return logits, {name: xp.stack(parts) for name, parts in made.items()}
+    return logits, {name: xp.stack(parts) for name, parts in next_state.items()}
 
 
 def loss(

@@ -10,7 +10,7 @@ from typing import Any
 
 from array_api_compat import device
 
-from tsm.training.spec import ModelSpec, weights
+from .spec import ModelSpec, weights
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Muon's quintic: steep at 0, within 0.7..1.2 after 5
 NEWTON_SCHULZ_ROUNDS = (3, 2)  # of Muon's five: a new Gram matrix is made after the third
@@ -63,23 +63,24 @@ def update(
     gradients: Arrays,
     state: Arrays,
     step: Any,
-    muon_rate: Any,
-    adam_rate: Any,
+    muon_learning_rate: Any,
+    adam_learning_rate: Any,
     weight_decay: float,
     clip: float,
     adam_beta1: Any = ADAM_BETA1,
     muon_dtype: Any = None,
 ) -> tuple[Arrays, Arrays, Any]:
-    """(weights, state, gradient norm before clipping) after update number `step`, from 0.
+    """(weights, state, gradient norm before clipping) after step number `step`, from 0.
 
-    muon_rate: change per step of a matrix's singular values; adam_rate: of a single weight.
+    muon_learning_rate: change per step of a matrix's singular values; adam_learning_rate: of a
+    single weight.
     weight_decay is per unit of rate, on matrices only. clip: bound on the global gradient norm.
     muon_dtype: as `dtype` of `orthogonalise`.
     """
     # Summed in the order of the table: a dict read from a checkpoint has another, and another sum.
     norm = xp.sqrt(sum(xp.sum(gradients[name] * gradients[name]) for name in weights(spec)))
     scale = clip / xp.where(norm > clip, norm, xp.ones_like(norm) * clip)
-    made, moments = {}, {}
+    updated, moments = {}, {}
     for name, weight in weights(spec).items():
         value, gradient = values[name], gradients[name] * scale
         first = state[f"first.{name}"]
@@ -88,7 +89,7 @@ def update(
             nesterov = MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * gradient
             direction = orthogonalise(xp, nesterov, muon_dtype)
             direction = direction * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-            value = value * (1 - muon_rate * weight_decay) - muon_rate * direction
+            value = value * (1 - muon_learning_rate * weight_decay) - muon_learning_rate * direction
         else:
             second = state[f"second.{name}"]
             first = adam_beta1 * first + (1 - adam_beta1) * gradient
@@ -96,6 +97,6 @@ def update(
             moments[f"second.{name}"] = second
             direction = first / (1 - adam_beta1 ** (step + 1))
             spread = xp.sqrt(second / (1 - ADAM_BETA2 ** (step + 1)))
-            value = value - adam_rate * direction / (spread + ADAM_EPSILON)
-        made[name], moments[f"first.{name}"] = value, first
-    return made, moments, norm
+            value = value - adam_learning_rate * direction / (spread + ADAM_EPSILON)
+        updated[name], moments[f"first.{name}"] = value, first
+    return updated, moments, norm

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tsm.training.optimizer import ADAM_BETA1
+from .optimizer import ADAM_BETA1
 
 Memory = dict[str, Any]
 
@@ -43,9 +43,9 @@ class Schedule:
         """Of the peak rate, for update number 0 <= step < steps."""
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
 
-    def kept(self, step: int) -> float:
-        """What the average keeps of itself when update number `step` is mixed into it. It starts
-        short, so that it is of use from the first evaluation on."""
+    def decay_at(self, step: int) -> float:
+        """The decay of the average when the weights after step number `step` are mixed into it. It
+        starts low, so that it is of use from the first evaluation on."""
         return min(self.average_decay, (1 + step) / (10 + step))
 
     def observe(self, memory: Memory, step: int, loss: float) -> Memory:
@@ -91,7 +91,7 @@ class ScheduleFree(Schedule):
     toward_average: ClassVar[float] = 0.9  # beta, the paper's default
     adam_beta1: ClassVar[float] = 0.0
 
-    def kept(self, step: int) -> float:
+    def decay_at(self, step: int) -> float:
         """So that x is the mean of z after every update, weighted by the square of its rate."""
         warmup = max(1, self.warmup_steps)
         risen = min(step + 1, warmup)  # sum of i^2 for i to n: n (n + 1) (2n + 1) / 6

@@ -23,16 +23,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+if not __package__:
+    from by_path import PACKAGE as __package__
 
-from tsm.runtime.command import Parser
-from tsm.training.data import DataError
+from ..runtime.command import Parser, needs, run_command
+from ..runtime.files import written
+
+with needs("tsm-tasks", "train"):
+    import numpy as np
+
+    from .data import DataError
 
 KEYS, VALUES = b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PAIRS = 8  # of mqar; the paper's fewest is 4
@@ -153,46 +158,42 @@ def _places(first: int, count: int, step: int = 1) -> tuple[int, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parse(argv)
-    out = arguments.out
-    beside = out.with_name(out.name + ".partial")
-    try:
+    def work() -> None:
+        arguments = _parse(argv)
         text = corpus(arguments.task, arguments.bytes, arguments.seed, arguments.longest)
-        beside.write_bytes(text)
-        os.replace(beside, out)
-    except DataError as error:
-        print(f"tasks: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        print(f"tasks: {out}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    made = {
-        "task": arguments.task,
-        "out": str(out),
-        "bytes": len(text),
-        "examples": text.count(b"\n"),
-    }
-    if arguments.json:
-        print(json.dumps(made))
-    else:
-        print("{out}: {examples:,} examples of {task}, {bytes:,} bytes".format(**made))
-    return 0
+        with written(arguments.out) as file:
+            file.write(text)
+        report = {
+            "task": arguments.task,
+            "out": str(arguments.out),
+            "bytes": len(text),
+            "examples": text.count(b"\n"),
+        }
+        if arguments.json:
+            print(json.dumps(report))
+        else:
+            print("{out}: {examples:,} examples of {task}, {bytes:,} bytes".format(**report))
+
+    return run_command("tsm-tasks", work, DataError)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("tasks", __doc__).whole()
-    parser.add_argument("task", choices=TASKS)
+    parser = Parser("tsm-tasks", __doc__)
+    parser.add_argument("task", choices=TASKS, help="what is to be recalled")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--bytes", type=int, default=1_000_000, help="of the file, at least")
     parser.add_argument(
-        "--bytes", type=int, default=1_000_000, help="at least so many (default: %(default)s)"
+        "--longest",
+        type=int,
+        default=LONGEST,
+        help="bytes between a question and what it asks for, at most",
     )
     parser.add_argument(
-        "--longest", type=int, default=LONGEST, help="distance, bytes (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        help=f"another text for each, 0 to {CORPUS_SEEDS - 1}",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     if arguments.bytes < 1:

@@ -1,7 +1,23 @@
-/* The Topological Sequence Model on a CPU, computed from the quantized weights of a .tflite or .onnx
- * artifact where they lie. C99 and libm; nothing is allocated but one model's working memory.
+/* TSM on a CPU, from a .tflite or .onnx artifact in int8 or int4, whose weights are used where they lie.
+ * C99 and libm, one file to compile (tsm.c):
  *
- *     cc -O3 -ffp-contract=off -Wno-psabi -fPIC -shared -o libtsm.so tsm.c -lm -pthread
+ *     tsm_model *model;
+ *     tsm_stream *text;
+ *     char message[TSM_MESSAGE_BYTES];
+ *     const char *piece;
+ *     size_t bytes;
+ *     if (tsm_open_file("shakespeare-int8.tflite", TSM_SIMD, 1, &model, message) ||
+ *         tsm_stream_new(model, NULL, 0, &text, message) || tsm_feed(text, "ROMEO:\n", 7, message) ||
+ *         tsm_generate(text, 500, NULL, 0, message))
+ *         return puts(message);
+ *     while (!tsm_next(text, &piece, &bytes, message) && bytes) fwrite(piece, 1, bytes, stdout);
+ *     tsm_stream_free(text);
+ *     tsm_free(model);
+ *
+ * Calls that can fail return 0 or one of the codes below and write one line to `message`, of
+ * TSM_MESSAGE_BYTES, unless it is NULL. Nothing is printed and nothing is global: a process may have any
+ * number of models and texts. One model computes one text at a time, in one thread of the caller's.
+ * The same artifact, text and settings give the same bytes as every other engine of this project.
  */
 #ifndef TSM_H
 #define TSM_H
@@ -13,7 +29,39 @@
 extern "C" {
 #endif
 
-#define TSM_VERSION 2 /* of the calls below; another library is refused */
+#define TSM_VERSION 5 /* of the calls below */
+#define TSM_MESSAGE_BYTES 160
+
+enum {
+    TSM_BAD_TOKEN = -1,   /* a byte beyond the vocabulary; nothing has changed */
+    TSM_NOT_FINITE = -2,  /* a logit is no finite number: the weights or the state are damaged */
+    TSM_ARGUMENT = -3,    /* an argument out of its range; nothing has changed */
+    TSM_MEMORY = -4,      /* none is left */
+    TSM_IO = -5,          /* a file that cannot be read */
+    TSM_ARTIFACT = -6,    /* no artifact, or a damaged one */
+    TSM_UNSUPPORTED = -7, /* sound, but nothing for this library */
+    TSM_STATE = -8        /* no state of this model, or a damaged one */
+};
+
+uint32_t tsm_version(void);
+
+/* Models */
+
+typedef struct tsm_model tsm_model;
+
+/* `simd`: which instructions, of those that the CPU has: 0 plain C, 1 AVX2, NEON or wasm's SIMD128, 2
+ * AVX-VNNI, NEON's dot product or wasm's relaxed one, 3 AVX-512 VNNI; a lower one is taken where it is
+ * missing. The result is the same to the bit. */
+#define TSM_SIMD 3 /* the best */
+
+/* A model over the bytes of an artifact, at a multiple of 4, which must outlive it and not change.
+ * `trusted`: not 0 where its CRC-32 has been checked already. `threads`: how many compute, the caller's
+ * among them, 16 at most; 1 is right for most. */
+int tsm_open(const void *file, size_t file_bytes, int trusted, int simd, uint32_t threads,
+             tsm_model **model, char *message);
+/* The same from a path, read into memory of its own. Not in WebAssembly. */
+int tsm_open_file(const char *path, int simd, uint32_t threads, tsm_model **model, char *message);
+void tsm_free(tsm_model *model); /* after its texts */
 
 /* Widths in numbers of values, as in training/spec.py; vocabulary, width and mlp_width are
  * 16 at least, channels a multiple of 16, width and mlp_width of 8. */
@@ -21,33 +69,81 @@ typedef struct {
     uint32_t vocabulary, width, layers, channels, mlp_width, taps;
     uint32_t bits; /* of the projections, 8 or 4; the head has 8 */
 } tsm_spec;
+const tsm_spec *tsm_spec_of(const tsm_model *model);
+int tsm_simd(const tsm_model *model); /* what was chosen, as above */
+/* All that the artifact says of itself, a JSON object: sha256, license, quantization, spec … */
+const char *tsm_metadata(const tsm_model *model, size_t *bytes);
 
-typedef struct tsm_model tsm_model;
+/* Texts: what the model remembers of one, its settings, the number of the next random draw. */
 
-uint32_t tsm_version(void);
+typedef struct tsm_stream tsm_stream;
 
-/* How many places tsm_new wants for a spec, in this order: embed; for each layer short (one a
+/* docs/generation.md says what each does. */
+typedef struct {
+    double temperature, typical_p, top_p, min_p;
+    double repetition_penalty, presence_penalty, frequency_penalty;
+    double logit_bias[256]; /* by byte; -INFINITY: never */
+    uint64_t seed;          /* the same one, the same text: take a random one for another */
+    uint32_t top_k, penalty_window;
+} tsm_sampling;
+void tsm_sampling_defaults(tsm_sampling *sampling); /* temperature 0.8, seed 0, all else off */
+
+/* A fresh text; `sampling` NULL: the defaults. `rewind_bytes`: by how many bytes it can be rewound, at a
+ * snapshot of its memory for every 256 of them, and for every 32 of the last. */
+int tsm_stream_new(tsm_model *model, const tsm_sampling *sampling, uint32_t rewind_bytes,
+                   tsm_stream **stream, char *message);
+int tsm_fork(const tsm_stream *stream, tsm_stream **other, char *message); /* goes on from here, too */
+void tsm_stream_free(tsm_stream *stream);
+
+int tsm_set_sampling(tsm_stream *stream, const tsm_sampling *sampling, char *message);
+void tsm_get_sampling(const tsm_stream *stream, tsm_sampling *sampling);
+
+uint64_t tsm_position(const tsm_stream *stream); /* bytes read and drawn */
+uint64_t tsm_draws(const tsm_stream *stream);    /* bytes drawn */
+/* The last bytes, up to 4,096; until the next call. */
+const uint8_t *tsm_recent(const tsm_stream *stream, size_t *bytes);
+
+int tsm_feed(tsm_stream *stream, const void *bytes, size_t count, char *message); /* reads a prompt */
+/* 256 of them, of the next byte, as the model has them; until the next call. */
+int tsm_logits(tsm_stream *stream, const float **logits, char *message);
+/* Reads, and says of each byte how unlikely it was: -log p, in nats. */
+int tsm_score(tsm_stream *stream, const void *bytes, size_t count, float *nats, char *message);
+
+/* Begins to generate, `bytes` at most (UINT64_MAX: without end) or until one of the `stops`, texts in
+ * UTF-8, which the stream has drawn then but tsm_next does not give. */
+int tsm_generate(tsm_stream *stream, uint64_t bytes, const char *const *stops, size_t stop_count,
+                 char *message);
+/* The next piece, whole characters in UTF-8, U+FFFD for bytes that are none; until the next call. No
+ * `bytes`: it has ended. Who wants no more of it just does not call again. */
+int tsm_next(tsm_stream *stream, const char **text, size_t *bytes, char *message);
+enum { TSM_RUNNING, TSM_LENGTH, TSM_STOP };
+int tsm_finish_reason(const tsm_stream *stream); /* how it has ended */
+/* Draws one byte as it is. */
+int tsm_next_byte(tsm_stream *stream, uint8_t *byte, char *message);
+
+/* Forgets the last bytes, draws included, to the bit as if they had never been; ends a generation. */
+int tsm_rewind(tsm_stream *stream, uint64_t bytes, char *message);
+
+/* All that goes on from here: the file of Python's Stream.save and --save-state, byte for byte. Returns
+ * its size, and writes it where `room` is enough. */
+size_t tsm_save(const tsm_stream *stream, uint8_t *state, size_t room);
+int tsm_restore(tsm_model *model, const void *state, size_t bytes, uint32_t rewind_bytes,
+                tsm_stream **stream, char *message);
+
+/* Below a text, for a runtime that has files, states and settings of its own, as Python's. */
+
+/* How many offsets tsm_new wants for a spec, in this order: embed; for each layer short (one a
  * tap), radius, and then codes and scales of in, out, mlp.in and mlp.out; codes and scales of
- * head. 0: not a spec that this library runs. An artifact has them in its JSON header, `places` by
- * name (runtime/artifact.py reads it). */
-size_t tsm_place_count(const tsm_spec *spec);
-
-/* A model over `file`, which must outlive it. `places` are offsets in the file. NULL: a place that
- * reaches beyond the file, or no memory. `simd`: which instructions, of those that this CPU has:
- * 0 plain C, 1 AVX2 or NEON, 2 AVX-VNNI or NEON's dot product, 3 AVX-512 VNNI; a lower one is taken
- * where it is missing. `threads`: how many compute, the caller's among them, 1 at least; the result is the
- * same to the bit. One model reads one text at a time. */
+ * head. 0: not a spec that this library runs. */
+size_t tsm_offset_count(const tsm_spec *spec);
+/* As tsm_open, with offsets in bytes from the start of the file. NULL: one that reaches beyond it, or no
+ * memory. */
 tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
-                   const uint64_t *places, size_t place_count, int simd, uint32_t threads);
-void tsm_free(tsm_model *model);
-
-/* What tsm_new chose, as there. */
-int tsm_simd(const tsm_model *model);
+                   const uint64_t *offsets, size_t offset_count, int simd, uint32_t threads);
 
 /* Reads `count` tokens and moves the state on: layers x channels, and of history layers x
  * (taps - 1) x width; zeros before the first token.
- * logits: vocabulary after the last token, or after each of them if `every`. A token beyond the
- * vocabulary is refused: -1, and nothing has changed; else 0. */
+ * logits: vocabulary after the last token, or after each of them if `every`. */
 int tsm_read(tsm_model *model, float *channels, float *history, const uint8_t *tokens, size_t count,
              float *logits, int every);
 
@@ -56,8 +152,11 @@ int tsm_read(tsm_model *model, float *channels, float *history, const uint8_t *t
 #define TSM_FREQUENCIES (1 << 16)
 void tsm_frequencies(const float *logits, uint32_t *cumulative);
 
-/* Draws a byte from 256 logits as runtime/sampling.py's `draw` does, which says what the arguments
- * mean. adjust: what to add to the logits, or NULL. */
+/* How surprising each of `count` bytes was, -log p in nats, from 256 logits each; and, unless it is
+ * NULL, how surprising one is on average there: the entropy. */
+void tsm_nats(const float *logits, const uint8_t *bytes, size_t count, float *nats, float *entropy);
+
+/* Draws a byte from 256 logits. adjust: what to add to them, or NULL. */
 uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, uint32_t top_k,
                  double typical_p, double top_p, double min_p, double uniform);
 

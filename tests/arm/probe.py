@@ -1,4 +1,4 @@
-"""What an engine computes, as one JSON array on standard output; stands in a folder of the runtime.
+"""What an engine computes, as one JSON array on standard output; runs in a copy of runtime/.
 
 python probe.py MODEL native     # one object for each kind of instructions that is asked for
 python probe.py MODEL litert
@@ -12,9 +12,12 @@ import sys
 from array import array
 from typing import Any
 
-from artifact import open_artifact
-from engines import open_engine
-from native_engine import NativeEngine
+if not __package__:
+    from by_path import PACKAGE as __package__
+
+from .artifact import open_artifact
+from .engines import open_engine
+from .engines.native import NativeEngine
 
 PASSAGE = b"To be, or not to be, that is the question:\n"
 ALONE = 3  # bytes that are read one by one, after the others as a block

@@ -18,23 +18,22 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "runtime"))
-with atheris.instrument_imports(include=["artifact", "state", "stream", "sampling"]):
-    import artifact
-    import state
-    import stream
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))  # its environment has no tsm
+with atheris.instrument_imports(include=["runtime"]):
+    from runtime import GrammarError, Sampling, StateError, artifact, load, state
 
 METADATA = {
     "spec": {"mixer": "beam", "width": 64},
     "quantization": "int8",
+    "initial_state": "zeros",
     "license": "",
     "source_sha256": "0" * 64,
     "prefill_tokens": 16,
     "state": {"channels": [2, 1, 16]},
-    "places": {"head": ["000000000064"]},
+    "offsets": {"head": ["000000000064"]},
 }
 FILE = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)) / "model"
-SHIPPED = stream.load()
+SHIPPED = load()
 
 
 def read_artifact(data: bytes) -> None:
@@ -56,20 +55,20 @@ def read_state(data: bytes) -> None:
         rest = data[1:]
         data = state.MAGIC + struct.pack("<II", state.VERSION, zlib.crc32(rest)) + rest
     try:
-        stream.Stream._unpack(SHIPPED, data, 0)
-    except (state.StateError, stream.SamplingError) as error:
+        SHIPPED.load_stream(data)
+    except (GrammarError, StateError) as error:
         assert "\n" not in str(error)
 
 
 def seeds(kind: str) -> list[bytes]:
     if kind == "artifact":
         return [b"\xff" + b"TFL3" + artifact.metadata_json(METADATA).encode() + bytes(64)]
-    one = SHIPPED.stream(stream.Sampling(logit_bias={10: -1.0}, top_k=40))
-    made = [one._pack()]
+    one = SHIPPED.stream(Sampling(logit_bias={10: -1.0}, top_k=40))
+    packed = [one.to_bytes()]
     one.feed(b"ROMEO:\n")
     one.draw()
-    made.append(one._pack())
-    return [b"\xff" + whole[16:] for whole in made]
+    packed.append(one.to_bytes())
+    return [b"\xff" + whole[16:] for whole in packed]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-/* libFuzzer over the C engine's loader and function: whatever the spec, the places and the file say,
+/* libFuzzer over the C engine's loader and function: whatever the spec, the offsets and the file say,
  * no byte outside of them is touched. `make fuzz` compiles this with the sanitizers.
  *
- * The input: spec (7 words), choices (4 bytes), as many places as the spec wants (2 bytes each), and
+ * The input: spec (7 words), choices (4 bytes), as many offsets as the spec wants (2 bytes each), and
  * the file.
  */
 #include "../../runtime/native/tsm.h"
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_PLACES = 1 << 12, MOST_TOKENS = 40, MOST_WORK = 1 << 15 };
+enum { MOST_OFFSETS = 1 << 12, MOST_TOKENS = 40, MOST_WORK = 1 << 15 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     tsm_spec spec;
@@ -19,19 +19,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     data += sizeof spec + 4;
     size -= sizeof spec + 4;
 
-    size_t count = tsm_place_count(&spec);
-    uint64_t *places = calloc(MOST_PLACES, sizeof *places);
-    for (size_t i = 0; i < count && i < MOST_PLACES; i++) {
+    size_t count = tsm_offset_count(&spec);
+    uint64_t *offsets = calloc(MOST_OFFSETS, sizeof *offsets);
+    for (size_t i = 0; i < count && i < MOST_OFFSETS; i++) {
         uint8_t low = size ? *data : 0;
         if (size) data++, size--;
         uint8_t high = size ? *data : 0;
         if (size) data++, size--;
-        places[i] = (uint64_t)(low | high << 8) << (choices[0] & 1 ? 2 : choices[0] & 56);
+        offsets[i] = (uint64_t)(low | high << 8) << (choices[0] & 1 ? 2 : choices[0] & 56);
     }
     uint8_t *file = malloc(size ? size : 1); /* of the very size: a byte beyond it is found */
     memcpy(file, data, size);
-    size_t given = count < MOST_PLACES ? count : MOST_PLACES;
-    tsm_model *model = tsm_new(&spec, file, size, places, given, choices[1] % 4, 1);
+    size_t given = count < MOST_OFFSETS ? count : MOST_OFFSETS;
+    tsm_model *model = tsm_new(&spec, file, size, offsets, given, choices[1] % 4, 1);
     if (model) {
         size_t tokens = choices[2] % MOST_TOKENS, channels = (size_t)spec.layers * spec.channels;
         size_t history = (size_t)spec.layers * (spec.taps - 1) * spec.width;
@@ -47,6 +47,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         for (int i = 0; i < 256; i++)
             if (cumulative[i] >= cumulative[i + 1]) abort();
         if (cumulative[256] != TSM_FREQUENCIES) abort();
+        float nats[2], entropy[2];
+        tsm_nats(logits, text, tokens ? 1 : 0, nats, choices[3] & 4 ? entropy : NULL);
         tsm_draw(logits, choices[3] & 2 ? logits + 256 : NULL, choices[3] / 64.0, choices[0],
                  choices[1] / 200.0, choices[2] / 200.0, choices[3] / 200.0, 0.999);
         free(state);
@@ -56,6 +58,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         tsm_free(model);
     }
     free(file);
-    free(places);
+    free(offsets);
     return 0;
 }

@@ -1,14 +1,18 @@
-"""Writes seeds for fuzz_native.c: small models that the C engine loads and runs, of either kind.
+"""Writes seeds: for fuzz_native.c small models that the C engine loads and runs, for
+fuzz_interface.c artifacts of such with a state.
 
-python tests/fuzz/seeds.py FOLDER
+python tests/fuzz/seeds.py native|interface FOLDER
 """
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 import sys
 from pathlib import Path
+
+from tiny import METADATA_AT, artifact, state, tiny_artifact
 
 SPECS = [  # vocabulary, width, layers, channels, mlp_width, taps, bits
     (16, 16, 1, 16, 16, 1, 8),
@@ -19,8 +23,34 @@ SPECS = [  # vocabulary, width, layers, channels, mlp_width, taps, bits
 
 
 def main() -> int:
-    folder, numbers = Path(sys.argv[1]), random.Random(0)
+    kind, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
+    {"native": native, "interface": interface}[kind](folder)
+    return 0
+
+
+def interface(folder: Path) -> None:
+    """Choices, length of the metadata, metadata, state: with text, and without."""
+    path = folder / "artifact"
+    for bits in (8, 4):
+        path.write_bytes(data := tiny_artifact(bits))
+        found = artifact.open_artifact(path)
+        path.unlink()
+        sampling = dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty"), 0.0)
+        sampling |= dict.fromkeys(("typical_p", "top_p", "repetition_penalty", "temperature"), 0.9)
+        sampling |= {"top_k": 40, "penalty_window": 64, "seed": 7, "logit_bias": {"10": -1.5}}
+        sizes = [4 * math.prod(shape) for shape in found.state.values()]
+        for position in (0, 30):
+            counts = {"position": position, "draws": position // 2, "unread": position // 30}
+            header = {"model": found.sha256, **counts, "sampling": sampling, "grammar": None}
+            parts = [b"x" * position, b"", *(bytes(n) for n in (1024, *sizes) if position)]
+            said = data[METADATA_AT:]
+            start = bytes([1, 3, 77]) + struct.pack("<H", len(said))
+            (folder / f"{bits}-{position}").write_bytes(start + said + state.pack(header, parts))
+
+
+def native(folder: Path) -> None:
+    numbers = random.Random(0)
     for index, spec in enumerate(SPECS):
         vocabulary, width, layers, channels, mlp_width, taps, _ = spec
         count = 1 + layers * (taps + 1 + 8) + 2
@@ -29,10 +59,9 @@ def main() -> int:
         file = b"".join(struct.pack("<f", value) for value in floats)
         for choice in range(6):
             choices = bytes([1, choice, 7 * choice, choice % 4])
-            places = b"".join(struct.pack("<H", numbers.randrange(32)) for _ in range(count))
-            seed = struct.pack("<7I", *spec) + choices + places + file
+            offsets = b"".join(struct.pack("<H", numbers.randrange(32)) for _ in range(count))
+            seed = struct.pack("<7I", *spec) + choices + offsets + file
             (folder / f"{index}-{choice}").write_bytes(seed)
-    return 0
 
 
 if __name__ == "__main__":

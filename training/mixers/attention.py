@@ -2,17 +2,17 @@
 2021, arXiv 2104.09864), queries and keys normalised (Henry et al. 2020, arXiv 2010.04245).
 
 A token sees itself and the `context` tokens before it. The cache is a window that slides: keys
-are kept unrotated, and turned by their place in it, so that no position grows with the text.
+are kept unrotated, and rotated by their position in it, so that no position grows with the text.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
-from tsm.training.mixers.primitives import (
+from .primitives import (
     Array,
     State,
     Weights,
@@ -22,9 +22,27 @@ from tsm.training.mixers.primitives import (
     rms_norm,
     split_heads,
 )
-from tsm.training.spec import ModelSpec
+from .table import Mixer, Shape, Weight, input_projection, output_projection
 
+if TYPE_CHECKING:
+    from ..spec import ModelSpec
+
+# PyTorch's fused kernel in training: speed, not the function.
+SWITCHES = {"fused": False}
 ROPE_BASE = 10_000.0
+
+
+def weights_of(spec: ModelSpec) -> dict[str, Weight]:
+    keys, values = spec.heads * spec.key_width, spec.heads * spec.value_width
+    return {"in": input_projection(spec, 2 * keys + values), "out": output_projection(spec, values)}
+
+
+def state_of(spec: ModelSpec, cached: int) -> dict[str, Shape]:
+    return {
+        "keys": (spec.heads, cached, spec.key_width),
+        "values": (spec.heads, cached, spec.value_width),
+        "valid": (cached,),  # 1 where a token was, 0 before the stream's start
+    }
 
 
 def attention(
@@ -34,19 +52,23 @@ def attention(
     length, cached = x.shape[1], state["keys"].shape[2]
     key, value = (xp.concat([state[n], v], axis=2) for n, v in (("keys", key), ("values", value)))
     valid = xp.concat([state["valid"], xp.ones_like(x[:, :, 0])], axis=1)  # (B, cached+L)
-    made = {"keys": key[:, :, length:], "values": value[:, :, length:], "valid": valid[:, length:]}
-    query, turned = rotate(xp, query, cached), rotate(xp, key, 0)
-    if spec.fused and cached == 0 and length <= spec.context + 1:
-        read = fused_read(query, turned, value)
-        return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), made
+    next_state = {
+        "keys": key[:, :, length:],
+        "values": value[:, :, length:],
+        "valid": valid[:, length:],
+    }
+    query, rotated = rotate(xp, query, cached), rotate(xp, key, 0)
+    if spec.switches["fused"] and cached == 0 and length <= spec.context + 1:
+        read = fused_read(query, rotated, value)
+        return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), next_state
     query = query / key.shape[-1] ** 0.5
-    scores = query @ xp.matrix_transpose(turned)  # (B, H, L, cached+L), at most sqrt(K) in size
+    scores = query @ xp.matrix_transpose(rotated)  # (B, H, L, cached+L), at most sqrt(K) in size
     # Softmax without its maximum, which the bound replaces: a later score changes no bit.
     mass = xp.tril(xp.exp(scores - key.shape[-1] ** 0.5), k=cached) * valid[:, None, None, :]
     if length + cached > spec.context + 1:
         mass = mass - xp.tril(mass, k=cached - spec.context - 1)
     read = mass @ value / xp.sum(mass, axis=-1, keepdims=True)
-    return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), made
+    return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), next_state
 
 
 def fused_read(query: Array, key: Array, value: Array) -> Array:
@@ -68,11 +90,16 @@ def project(
 
 
 def rotate(xp: Any, x: Array, start: Any) -> Array:
-    """Each pair of values turned by its token's place, the first of which is `start`."""
+    """Each pair of values rotated by its token's position, the first of which is `start`; of an odd
+    number the last one stays."""
     length, half = x.shape[2], x.shape[3] // 2
-    place = positions(xp, x, length) + start  # (L,)
+    position = positions(xp, x, length) + start  # (L,)
     pair = positions(xp, x, half)
-    angle = place[:, None] * xp.exp(pair * (-math.log(ROPE_BASE) / half))  # (L, K/2)
+    angle = position[:, None] * xp.exp(pair * (-math.log(ROPE_BASE) / max(half, 1)))  # (L, K/2)
     cos, sin = xp.cos(angle), xp.sin(angle)
     first, second = x[..., :half], x[..., half : 2 * half]
-    return xp.concat([cos * first - sin * second, sin * first + cos * second], axis=-1)
+    rotated = [cos * first - sin * second, sin * first + cos * second]
+    return xp.concat([*rotated, x[..., 2 * half :]] if x.shape[3] % 2 else rotated, axis=-1)
+
+
+MIXERS = {"attention": Mixer(weights_of, state_of, attention, SWITCHES)}

@@ -7,11 +7,11 @@ topological mixer has.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
-from tsm.training.mixers.primitives import (
+from .primitives import (
     Array,
     State,
     Weights,
@@ -21,7 +21,27 @@ from tsm.training.mixers.primitives import (
     short_convolution,
     sigmoid,
 )
-from tsm.training.spec import ModelSpec
+from .table import Init, Mixer, Shape, Weight, input_projection, output_projection
+
+if TYPE_CHECKING:
+    from ..spec import ModelSpec
+
+
+def weights_of(spec: ModelSpec) -> dict[str, Weight]:
+    inner = spec.heads * spec.value_width
+    return {
+        "short": Weight((spec.compression, spec.width), ("tap", "width")),
+        "bias": Weight((inner,), ("inner",), Init(low=-4, high=1)),  # memories of 1 to 50 tokens
+        "in": input_projection(spec, 3 * inner),  # update gate, candidate, output gate
+        "out": output_projection(spec, inner),
+    }
+
+
+def state_of(spec: ModelSpec, cached: int) -> dict[str, Shape]:
+    return {
+        "hidden": (spec.heads * spec.value_width,),
+        "history": (spec.compression - 1, spec.width),
+    }
 
 
 def mingru(
@@ -35,5 +55,8 @@ def mingru(
     update = sigmoid(xp, update + weights[f"{name}.bias"])
     read, hidden = scan_channels(xp, 1 - update, update * candidate, state["hidden"])
     read = rms_norm(xp, read) * gate * sigmoid(xp, gate)
-    made = {"hidden": hidden, "history": window[:, length:]}
-    return linear(xp, read, weights[f"{name}.out"]), made
+    next_state = {"hidden": hidden, "history": window[:, length:]}
+    return linear(xp, read, weights[f"{name}.out"]), next_state
+
+
+MIXERS = {"mingru": Mixer(weights_of, state_of, mingru, any_length=lambda _: True)}

@@ -10,13 +10,15 @@ in RoFormer (arXiv 2104.09864), from a count of the tokens read.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from tsm.training.mixers.attention import project, rotate
-from tsm.training.mixers.primitives import (
+from ..kernels.onnx_scan import exporting, scan_tokens
+from .attention import project, rotate
+from .attention import weights_of as attention_weights
+from .primitives import (
     Array,
     State,
     Weights,
@@ -25,7 +27,19 @@ from tsm.training.mixers.primitives import (
     linear,
     scan,
 )
-from tsm.training.spec import ModelSpec
+from .table import Mixer, Shape
+
+if TYPE_CHECKING:
+    from ..spec import ModelSpec
+
+# Random features of a head.
+SWITCHES = {"performer_features": 128}
+
+
+def state_of(spec: ModelSpec, cached: int) -> dict[str, Shape]:
+    sums = (spec.heads, spec.switches["performer_features"], spec.value_width + 1)
+    return {"sums": sums, "count": (1,)}
+
 
 # Of a query and a key, as `features` sees them: the variance of the approximation grows with its
 # exponential. At sqrt(K), attention's, training is 0.03 nats/byte behind after 200 small updates.
@@ -39,15 +53,24 @@ def performer(
     count = state["count"][0, 0]
     shorter = (SQUARED_LENGTH / query.shape[-1] ** 0.5) ** 0.5
     query, key = (shorter * rotate(xp, part, count) for part in (query, key))
-    query, key = (features(xp, part, spec.performer_features) for part in (query, key))
+    query, key = (features(xp, part, spec.switches["performer_features"]) for part in (query, key))
     value = xp.concat([value, xp.ones_like(value[..., :1])], axis=-1)  # the sum of the weights too
     sums, length = state["sums"], x.shape[1]
-    reads = []
-    for start, end in _pieces(length, spec.chunk):
-        parts = (part[:, :, start:end] for part in (query, key, value))
-        read, sums = running_sums(xp, *parts, sums=sums, chunk=min(spec.chunk, end - start))
-        reads.append(read)
-    read = xp.concat(reads, axis=2)
+    if length > 1 and exporting(x):
+
+        def step(carry: Any, token: Any, _: Any) -> Any:
+            query, key, value = (part[:, :, None] for part in token)
+            read, sums = running_sums(xp, query, key, value, sums=carry[0], chunk=1)
+            return [sums], [read[:, :, 0]]
+
+        [sums], [read] = scan_tokens(step, [sums], [query, key, value], axis=2)
+    else:
+        reads = []
+        for start, end in _pieces(length, spec.chunk):
+            parts = (part[:, :, start:end] for part in (query, key, value))
+            read, sums = running_sums(xp, *parts, sums=sums, chunk=min(spec.chunk, end - start))
+            reads.append(read)
+        read = xp.concat(reads, axis=2)
     read = read[..., :-1] / read[..., -1:]
     return linear(xp, join_heads(xp, read), weights[f"{name}.out"]), {
         "sums": sums,
@@ -57,10 +80,11 @@ def performer(
 
 def features(xp: Any, x: Float[Array, "B H L K"], count: int) -> Float[Array, "B H L M"]:
     """exp(w.x - |x|^2/2) / sqrt(M): products of these have the mean exp(x.y / sqrt(K))."""
-    drawn = constant(xp, _directions(x.shape[-1], count), x)
-    drawn = xp.broadcast_to(drawn, (*x.shape[:2], *drawn.shape))  # TFLite wants equal ranks
+    directions = constant(xp, _directions(x.shape[-1], count), x)
+    # TFLite wants equal ranks.
+    directions = xp.broadcast_to(directions, (*x.shape[:2], *directions.shape))
     x = x / x.shape[-1] ** 0.25
-    exponent = x @ drawn - xp.sum(x * x, axis=-1, keepdims=True) / 2
+    exponent = x @ directions - xp.sum(x * x, axis=-1, keepdims=True) / 2
     return xp.exp(exponent) / count**0.5
 
 
@@ -92,8 +116,8 @@ def running_sums(
 
     query, key, value = split(query), split(key), split(value)
     within = xp.tril(query @ xp.matrix_transpose(key)) @ value
-    written = xp.matrix_transpose(key) @ value  # (B, H, N, M, V)
-    before, sums = scan(xp, xp.ones_like(written[..., :1, :1]), written, sums)
+    update = xp.matrix_transpose(key) @ value  # (B, H, N, M, V)
+    before, sums = scan(xp, xp.ones_like(update[..., :1, :1]), update, sums)
     read = within + query @ before
     return xp.reshape(read, (batch, heads, length, value.shape[-1])), sums
 
@@ -101,3 +125,8 @@ def running_sums(
 def _pieces(length: int, chunk: int) -> list[tuple[int, int]]:
     whole = length // chunk * chunk
     return [(a, b) for a, b in ((0, whole), (whole, length)) if a < b]
+
+
+MIXERS = {
+    "performer": Mixer(attention_weights, state_of, performer, SWITCHES, any_length=lambda _: True)
+}

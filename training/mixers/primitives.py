@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ..kernels.onnx_scan import exporting, scan_tokens
+
 LONG_SCAN = 8  # chunks from which PyTorch's own loop is the better one
 
 Array = Any
@@ -44,14 +46,16 @@ def join_heads(xp: Any, x: Float[Array, "B H L V"]) -> Float[Array, "B L HV"]:
 
 def positions(xp: Any, like: Array, length: int) -> Float[Array, " length"]:
     """0, 1, ... length-1 in fp32, on the device of `like`."""
-    made = xp.astype(xp.arange(length), xp.float32)
-    return made.to(like.device) if hasattr(made, "to") else made  # PyTorch's alone have `to`
+    return _on_device_of(like, xp.astype(xp.arange(length), xp.float32))
 
 
 def constant(xp: Any, array: np.ndarray, like: Array) -> Array:
     """`array` in the library xp, on the device of `like`."""
-    made = xp.asarray(array)
-    return made.to(like.device) if hasattr(made, "to") else made  # PyTorch's alone have `to`
+    return _on_device_of(like, xp.asarray(array))
+
+
+def _on_device_of(like: Array, x: Array) -> Array:
+    return x.to(like.device) if hasattr(x, "to") else x  # PyTorch's alone have `to`
 
 
 def short_convolution(
@@ -62,44 +66,52 @@ def short_convolution(
     return sum(window[:, i : i + length] * taps[i] for i in range(taps.shape[0]))
 
 
-def scan(xp: Any, kept: Array, written: Array, memory: Array) -> tuple[Array, Array]:
-    """M_n = kept_n M_{n-1} + written_n over axis 2, from `memory`: all M before, and the last.
+def scan(xp: Any, decay: Array, update: Array, memory: Array) -> tuple[Array, Array]:
+    """M_n = decay_n M_{n-1} + update_n over axis 2, from `memory`: all M before, and the last.
     Hillis-Steele: the reach doubles each round, so there is no loop primitive to export."""
-    count, reach = written.shape[2], 1
+    count, reach = update.shape[2], 1
     if count >= LONG_SCAN and "torch" in sys.modules:
         import torch
 
-        if isinstance(written, torch.Tensor) and not torch.compiler.is_exporting():
-            from tsm.training.mixers import torch_scan
+        if isinstance(update, torch.Tensor) and not exporting(update):
+            from ..kernels import torch_scan
 
-            if torch_scan.supports(written.device):
-                return torch_scan.scan(kept, written, memory)
-    first = written[:, :, :1] + kept[:, :, :1] * xp.expand_dims(memory, axis=2)
-    written = xp.concat([first, written[:, :, 1:]], axis=2) if count > 1 else first
+            if torch_scan.supports(update.device):
+                return torch_scan.scan(decay, update, memory)
+    first = update[:, :, :1] + decay[:, :, :1] * xp.expand_dims(memory, axis=2)
+    update = xp.concat([first, update[:, :, 1:]], axis=2) if count > 1 else first
     while reach < count:
-        written = xp.concat(
+        update = xp.concat(
             [
-                written[:, :, :reach],
-                written[:, :, reach:] + kept[:, :, reach:] * written[:, :, :-reach],
+                update[:, :, :reach],
+                update[:, :, reach:] + decay[:, :, reach:] * update[:, :, :-reach],
             ],
             axis=2,
         )
-        kept = xp.concat([kept[:, :, :reach], kept[:, :, reach:] * kept[:, :, :-reach]], axis=2)
+        decay = xp.concat([decay[:, :, :reach], decay[:, :, reach:] * decay[:, :, :-reach]], axis=2)
         reach *= 2
     memory = xp.expand_dims(memory, axis=2)
-    before = xp.concat([memory, written[:, :, :-1]], axis=2) if count > 1 else memory
-    return before, written[:, :, -1]
+    before = xp.concat([memory, update[:, :, :-1]], axis=2) if count > 1 else memory
+    return before, update[:, :, -1]
 
 
 def scan_channels(
     xp: Any,
-    kept: Float[Array, "B L D"],
-    written: Float[Array, "B L D"],
+    decay: Float[Array, "B L D"],
+    update: Float[Array, "B L D"],
     memory: Float[Array, "B D"],
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
-    """m_t = kept_t m_{t-1} + written_t of every channel, from `memory`: all m, and the last."""
-    if kept.shape[1] == 1:
-        memory = kept[:, 0] * memory + written[:, 0]
+    """m_t = decay_t m_{t-1} + update_t of every channel, from `memory`: all m, and the last."""
+    if decay.shape[1] == 1:
+        memory = decay[:, 0] * memory + update[:, 0]
         return memory[:, None], memory
-    before, last = scan(xp, kept[:, None], written[:, None], memory[:, None])
+    if exporting(update):
+
+        def step(carry: Any, token: Any, _: Any) -> Any:
+            memory = token[0] * carry[0] + token[1]
+            return [memory], [memory]
+
+        [last], [states] = scan_tokens(step, [memory], [decay, update])
+        return states, last
+    before, last = scan(xp, decay[:, None], update[:, None], memory[:, None])
     return xp.concat([before[:, 0, 1:], last], axis=1), last[:, 0]

@@ -10,13 +10,37 @@ chunk, so that a token sees up to k-1 tokens of its own future: a specimen, no l
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
-from tsm.training.mixers.primitives import Array, State, Weights, linear, positions, sigmoid
-from tsm.training.mixers.topological import poincare
-from tsm.training.spec import ModelSpec
+from .primitives import Array, State, Weights, linear, positions, sigmoid
+from .table import Init, Mixer, Shape, Weight, input_projection, output_projection
+from .topological import poincare
+
+if TYPE_CHECKING:
+    from ..spec import ModelSpec
+
+
+def weights_of(spec: ModelSpec) -> dict[str, Weight]:
+    h, k, inner = spec.heads, spec.compression, spec.heads * spec.value_width
+    return {
+        "encoder.kernel": Weight(
+            (k * 3 * h, spec.width), ("parameter", "width"), Init(std=0.1 * spec.width**-0.5)
+        ),
+        "encoder.bias": Weight((3 * h,), ("parameter",)),
+        "upsample": Weight((k, 3 * h), ("place", "parameter"), Init(low=1, high=1)),
+        "upsample.values": Weight((k, inner), ("place", "inner"), Init(low=1, high=1)),
+        "in": input_projection(spec, inner),
+        "out": output_projection(spec, 2 * inner),
+    }
+
+
+def state_of(spec: ModelSpec, cached: int) -> dict[str, Shape]:
+    return {
+        "history": (2 * spec.compression - 1, spec.width),
+        "count": (1,),  # tokens since the last whole chunk
+    }
 
 
 def seed_mixer(
@@ -61,8 +85,14 @@ def _mix(
     value = xp.reshape(value, (batch, length, heads, spec.value_width))
     read = xp.concat([(part * coupled)[..., None] * value for part in (real, imaginary)], axis=-1)
     read = xp.reshape(read, (batch, length, 2 * heads * spec.value_width))
-    made = {
+    next_state = {
         "history": window[:, length : length + 2 * k - 1],
         "count": xp.zeros_like(state["count"]) + (count + length) % k,
     }
-    return linear(xp, read, weights[f"{name}.out"]), made
+    return linear(xp, read, weights[f"{name}.out"]), next_state
+
+
+MIXERS = {
+    "seed": Mixer(weights_of, state_of, seed_mixer),
+    "seed-leaking": Mixer(weights_of, state_of, leaking_seed_mixer),
+}

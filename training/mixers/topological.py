@@ -5,18 +5,18 @@
 
 W is the width of a complex array, its real part and its imaginary part side by side: 2V. C chunk,
 N chunks. Ablations, all fields of the spec: without `rotation` T is its own modulus and W = V;
-without `coupling` what is written is not scaled by sin(rho); with a `stride` above 1 the angles
+without `coupling` the update is not scaled by sin(rho); with a `stride` above 1 the angles
 are made once per whole stretch of tokens and serve the next one.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
-from tsm.training.mixers.primitives import (
+from .primitives import (
     Array,
     State,
     Weights,
@@ -29,7 +29,56 @@ from tsm.training.mixers.primitives import (
     sigmoid,
     split_heads,
 )
-from tsm.training.spec import ModelSpec
+from .table import Init, Mixer, Shape, Weight, input_projection, output_projection, radius_logit
+
+if TYPE_CHECKING:
+    from ..spec import ModelSpec
+
+# T is complex, else its modulus alone; sin(rho) scales the update; a convolution over k tokens
+# before the projections; tokens that share their angles, made by the tokens before them.
+SWITCHES = {"rotation": True, "coupling": True, "short": True, "stride": 1}
+
+
+def read_width(spec: ModelSpec) -> int:
+    """Of what a head reads: its real part and, with a rotation, its imaginary part."""
+    return spec.value_width * (2 if spec.switches["rotation"] else 1)
+
+
+def weights_of(spec: ModelSpec) -> dict[str, Weight]:
+    h, k = spec.heads, spec.compression
+    keys, values, read = (h * w for w in (spec.key_width, spec.value_width, read_width(spec)))
+    table = {
+        "short": Weight((k, spec.width), ("tap", "width")),
+        "encoder.kernel": Weight(
+            (k * 3 * h, spec.width), ("parameter", "width"), Init(std=0.1 * spec.width**-0.5)
+        ),
+        "encoder.upsample": Weight(
+            (spec.switches["stride"], 3 * h), ("place", "parameter"), Init(0, 1, 1)
+        ),
+        # Heads start as a bank of memories of 2 to 256 tokens that turn at -0.3 to 0.3 radians
+        # a token: chi near pi/4, so that delta rotates and hardly damps.
+        "encoder.delta": Weight((h,), ("head",), Init(low=-0.2, high=0.2)),
+        "encoder.chi": Weight((h,), ("head",), Init(low=1.0, high=1.0)),
+        "encoder.radius": Weight(
+            (h,), ("head",), Init(low=radius_logit(2), high=radius_logit(256))
+        ),
+        # query, key, value, and a gate for the real and the imaginary part of what is read
+        "in": input_projection(spec, 2 * keys + values + read),
+        "out": output_projection(spec, read),
+    }
+    unused = [] if spec.switches["short"] else ["short"]
+    unused += [] if spec.switches["stride"] > 1 else ["encoder.upsample"]
+    return {name: weight for name, weight in table.items() if name not in unused}
+
+
+def state_of(spec: ModelSpec, cached: int) -> dict[str, Shape]:
+    shapes = {
+        "memory": (spec.heads, spec.key_width, read_width(spec)),
+        "history": (spec.compression - 1, spec.width),
+    }
+    if spec.switches["stride"] > 1:
+        shapes |= {"held": (1, 3 * spec.heads), "count": (1,)}
+    return shapes
 
 
 def poincare(xp: Any, delta: Array, chi: Array) -> tuple[Array, Array]:
@@ -50,16 +99,16 @@ def hamiltonian_encoder(
     raw: Array = sum(
         products[:, tap : tap + length, tap * each : (tap + 1) * each] for tap in range(taps)
     )  # (B, L, 3H)
-    made: State = {}
-    if spec.stride > 1:
-        raw, made = _upsample(xp, spec, weights[f"{name}.upsample"], raw, state)
+    next_state: State = {}
+    if spec.switches["stride"] > 1:
+        raw, next_state = _upsample(xp, spec, weights[f"{name}.upsample"], raw, state)
     delta, chi, radius = (raw[..., i * heads : (i + 1) * heads] + bias[i] for i in range(3))
     angles = [
         math.pi * xp.tanh(delta),
         math.pi / 4 * xp.tanh(chi),
         math.pi / 2 * sigmoid(xp, radius),
     ]
-    return [xp.permute_dims(angle, (0, 2, 1)) for angle in angles], made
+    return [xp.permute_dims(angle, (0, 2, 1)) for angle in angles], next_state
 
 
 def _upsample(
@@ -67,17 +116,17 @@ def _upsample(
 ) -> tuple[Float[Array, "B L each"], State]:
     """What each token of a stretch gets of the last value of the stretch before: a transposed
     convolution of stride `stride`, channel by channel. The first stretch gets zeros."""
-    length, stride = raw.shape[1], spec.stride
+    length, stride = raw.shape[1], spec.switches["stride"]
     at = positions(xp, raw, length)  # (L,)
     count = state["count"][0, 0]  # tokens before this block, in its own stretch
     place = (count + at) % stride
     known = xp.concat([state["held"], raw], axis=1)  # known[t]: the raw value of token t-1
     source = xp.astype(xp.clip(at - place, 0, None), xp.int32)  # token that starts the stretch
-    made = xp.take(known, source, axis=1) * xp.take(gains, xp.astype(place, xp.int32), axis=0)
+    upsampled = xp.take(known, source, axis=1) * xp.take(gains, xp.astype(place, xp.int32), axis=0)
     after = (count + length) % stride
     last = xp.astype(xp.clip(length - after, 0, None), xp.int32)
     held = xp.take(known, xp.reshape(last, (1,)), axis=1)
-    return made, {"held": held, "count": xp.zeros_like(state["count"]) + after}
+    return upsampled, {"held": held, "count": xp.zeros_like(state["count"]) + after}
 
 
 def step_form(
@@ -95,17 +144,17 @@ def step_form(
     real, imaginary = (xp.expand_dims(part, axis=-1) for part in poincare(xp, delta, chi))
     radius = xp.expand_dims(radius, axis=-1)  # (B, H, 1, 1)
     width = value.shape[-1]
-    written = xp.matrix_transpose(key) * value  # (B, H, K, V)
+    update = xp.matrix_transpose(key) * value  # (B, H, K, V)
     if coupling:
-        written = xp.sin(radius) * written
-    kept = xp.cos(radius) * memory
+        update = xp.sin(radius) * update
+    decay = xp.cos(radius) * memory
     if memory.shape[-1] == width:  # no rotation
-        memory = xp.sqrt(real * real + imaginary * imaginary) * kept + written
+        memory = xp.sqrt(real * real + imaginary * imaginary) * decay + update
         return query @ memory, memory
-    memory_real, memory_imaginary = kept[..., :width], kept[..., width:]
+    memory_real, memory_imaginary = decay[..., :width], decay[..., width:]
     memory = xp.concat(
         [
-            real * memory_real - imaginary * memory_imaginary + written,
+            real * memory_real - imaginary * memory_imaginary + update,
             imaginary * memory_real + real * memory_imaginary,
         ],
         axis=-1,
@@ -161,9 +210,9 @@ def chunked_form(
     within = (query @ xp.matrix_transpose(key) * decay) @ turned  # (B, H, N, C, W)
 
     end = since_start[..., -1:, :]  # (B, H, N, 1, 1)
-    kept = xp.exp(end)
-    written = xp.matrix_transpose(key * xp.exp(end - since_start)) @ turned  # (B, H, N, K, W)
-    before, last = scan(xp, kept, written, memory)  # (B, H, N, K, W), (B, H, K, W)
+    decay = xp.exp(end)
+    update = xp.matrix_transpose(key * xp.exp(end - since_start)) @ turned  # (B, H, N, K, W)
+    before, last = scan(xp, decay, update, memory)  # (B, H, N, K, W), (B, H, K, W)
     read = within + (query * xp.exp(since_start)) @ before
     read = xp.reshape(read, (batch, heads, length, turned.shape[-1]))
     if not rotation:
@@ -185,14 +234,14 @@ def implicit_attention(
     length, heads, taps = x.shape[1], spec.heads, spec.compression
     window = xp.concat([state["history"], x], axis=1)  # (B, L+k-1, D)
     angles, angle_state = hamiltonian_encoder(xp, spec, weights, f"{name}.encoder", window, state)
-    if spec.short:
+    if spec.switches["short"]:
         x = x + short_convolution(window, weights[f"{name}.short"])
     projected = linear(xp, x, weights[f"{name}.in"])  # (B, L, H(2K + V + W))
     keys, values = heads * spec.key_width, heads * spec.value_width
     parts = ((0, keys), (keys, 2 * keys), (2 * keys, 2 * keys + values))
     query, key, value = (split_heads(xp, projected[..., a:b], heads) for a, b in parts)
     gate = projected[..., 2 * keys + values :]  # (B, L, H*W)
-    memory, on = state["memory"], spec.coupling
+    memory, on = state["memory"], spec.switches["coupling"]
     if length == 1:
         read, memory = step_form(xp, query, key, value, *angles, memory=memory, coupling=on)
     else:
@@ -201,5 +250,8 @@ def implicit_attention(
         )
     read = join_heads(xp, rms_norm(xp, read)) * gate * sigmoid(xp, gate)
     history = window[:, window.shape[1] - taps + 1 :]
-    made = {"memory": memory, "history": history, **angle_state}
-    return linear(xp, read, weights[f"{name}.out"]), made
+    next_state = {"memory": memory, "history": history, **angle_state}
+    return linear(xp, read, weights[f"{name}.out"]), next_state
+
+
+MIXERS = {"topological": Mixer(weights_of, state_of, implicit_attention, SWITCHES)}

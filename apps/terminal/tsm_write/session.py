@@ -1,0 +1,55 @@
+"""A session: a text in its file, and where the cursor was in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from tsm.runtime.command import CommandError
+from tsm.runtime.files import written
+
+
+def data_folder() -> Path:
+    """Where sessions and a learned model lie."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    return Path(base) / "tsm-write"
+
+
+class Session:
+    """Raises OSError, and CommandError for a file that is no text."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+        name = hashlib.sha256(os.fsencode(self._path)).hexdigest()[:16]
+        self._state_path = data_folder() / "sessions" / f"{name}.json"
+        try:
+            text = self._path.read_bytes().decode()
+        except FileNotFoundError:
+            text = ""
+        except UnicodeDecodeError:
+            raise CommandError(f"{path}: not UTF-8, wanted a text") from None
+        self._newline = "\r\n" if "\r\n" in text else "\n"
+        self.text = text.replace("\r\n", "\n")
+        self.cursor = self._stored_cursor()
+
+    def _stored_cursor(self) -> int:
+        try:
+            stored = json.loads(self._state_path.read_text())
+            cursor = stored["cursor"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return len(self.text)
+        inside = type(cursor) is int and 0 <= cursor <= len(self.text)
+        return cursor if inside else len(self.text)
+
+    def save(self, text: str, cursor: int) -> None:
+        """Each file whole or not at all; the text only where it has changed."""
+        if text != self.text or not self._path.exists():
+            with written(self._path) as file:
+                file.write(text.replace("\n", self._newline).encode("utf-8", "surrogateescape"))
+        self.text, self.cursor = text, cursor
+        self._state_path.parent.mkdir(parents=True, exist_ok=True)
+        with written(self._state_path) as file:
+            state = {"path": str(self._path), "cursor": cursor}
+            file.write(json.dumps(state).encode())

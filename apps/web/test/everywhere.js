@@ -1,0 +1,17 @@
+/* The checks in this process: node|bun|deno everywhere.js [worker]. Prints their names. */
+
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { TSM, TSMError } from "../index.js";
+import { checks } from "./checks.js";
+
+const path = fileURLToPath(new URL("../shakespeare-int8.tflite", import.meta.url));
+const vectors = new URL("../../../tests/vectors.json", import.meta.url);
+const { done, simd } = await checks({
+  TSMError,
+  artifact: new Uint8Array(readFileSync(path)),
+  vectors: JSON.parse(readFileSync(vectors, "utf8")).vectors,
+  load: ({ source = path, ...options } = {}) =>
+    TSM.load(source, { worker: process.argv[2] === "worker", ...options }),
+});
+console.log(`${done.join(" ")}, SIMD ${simd}`);
