@@ -38,7 +38,14 @@ from results import append, read
 from rich.progress import track
 
 from tsm.runtime import Model, load
-from tsm.runtime.complete import HISTORY_BYTES, REPEATED, THRESHOLD, Completer, _repeated
+from tsm.runtime.complete import (
+    CANDIDATES,
+    HISTORY_BYTES,
+    REPEATED,
+    THRESHOLD,
+    Completer,
+    _repeated,
+)
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "completion"
@@ -65,7 +72,7 @@ ROWS = {
 }
 
 Suggestion = tuple[str, float, int]  # text, probability, characters replaced
-Suggest = Callable[[str], "Suggestion | None"]
+Suggest = Callable[[str], "list[Suggestion]"]  # after a text; those that save most keys first
 
 
 @dataclass
@@ -156,7 +163,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with load(artifact) as model:
         found["model"] = {"file": artifact.name, "sha256": model.engine.artifact.sha256}
         systems = {
-            "tsm": completer(model, THRESHOLDS[0], signs=True),
+            "tsm": completer(model, THRESHOLDS[0]),
             "trigrams": baseline(trigrams),
         }
         for system, suggest in systems.items():
@@ -185,29 +192,35 @@ def passages(text: str, count: int) -> Iterator[tuple[str, str]]:
         yield before, text[start : start + min(PASSAGE_CHARACTERS, len(text) // count)]
 
 
-def completer(model: Model, threshold: float, signs: bool = False) -> Suggest:
-    """TSM's; signs: also what begins with a character of no word."""
+def completer(model: Model, threshold: float) -> Suggest:
     completes = Completer(model, threshold)
 
-    def suggest(before: str) -> Suggestion | None:
+    def suggest(before: str) -> list[Suggestion]:
         completes.follow(before)
-        for one in completes.complete():
-            if signs or re.match(r"\w", one.text):
-                return one.text, one.probability, one.replaced
-        return None
+        found = completes.complete(count=CANDIDATES)
+        return [(one.text, one.probability, one.replaced) for one in found]
 
     return suggest
 
 
 def baseline(trigrams: Trigrams) -> Suggest:
-    def suggest(before: str) -> Suggestion | None:
-        found = trigrams.suggest(before)
-        return (*found, 0) if found else None
+    """With the same choice among as many candidates."""
+
+    def suggest(before: str) -> list[Suggestion]:
+        found = trigrams.suggest(before, CANDIDATES)
+        found.sort(key=lambda one: one[1] * (len(one[0]) - 1), reverse=True)
+        return [(*one, 0) for one in found]
 
     return suggest
 
 
-Offers = list[list["Suggestion | None"]]
+def first(found: list[Suggestion], threshold: float, signs: bool = False) -> Suggestion | None:
+    """What is shown of them. signs: also what begins with a character of no word."""
+    words = (one for one in found if signs or re.match(r"\w", one[0]))
+    return next((one for one in words if one[1] >= threshold), None)
+
+
+Offers = list[list["list[Suggestion]"]]
 
 
 def offered(texts: list[tuple[str, str]], suggest: Suggest, name: str) -> Offers:
@@ -228,9 +241,9 @@ def sweep(
         for (_, passage), by_place in zip(texts, offers, strict=True):
             at = 0
             while at < len(passage):
-                text, probability, replaced = by_place[at] or ("", 0.0, 0)
                 step = 1
-                if probability >= threshold and (signs or re.match(r"\w", text)):
+                if found := first(by_place[at], threshold, signs):
+                    text, _, replaced = found
                     count.shown += 1
                     ends = r"(?!\w)" if re.search(r"\w\Z", text) else r"(?=\n)"
                     if not replaced and re.match(re.escape(text) + ends, passage[at:]):
@@ -293,12 +306,12 @@ def typed(
             while at < len(typed_word):
                 written = typed_word[:at]
                 started, computed = time.perf_counter(), time.thread_time()
-                offered = suggest(before + written)
+                found = first(suggest(before + written), threshold)
                 ms.append((time.perf_counter() - started) * 1000)
                 processor_ms.append((time.thread_time() - computed) * 1000)
                 count.keys += 1
-                if offered and offered[1] >= threshold:
-                    text, _, replaced = offered
+                if found:
+                    text, _, replaced = found
                     count.shown += 1
                     if written[: len(written) - replaced] + text == meant and replaced <= at:
                         count.right += 1

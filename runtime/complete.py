@@ -49,7 +49,8 @@ DENSE_BYTES = 64  # before the cursor, at each of which a deletion costs nothing
 SPARSE_BYTES = 64  # between two places that are kept before those
 PLACES = 128  # of the text, kept at once: 50 KB each with the shipped model
 LOOKAHEAD = 128  # places beside the text, kept within a word
-STEPS = 32  # bytes that one search may look at
+CANDIDATES = 3  # words looked for at least: the most probable may be short and save few keys
+STEPS = 16  # bytes that may be looked at for each of them
 EDIT_PROBABILITY = 2e-3  # of one certain typing error in a word, times how likely a word has one
 CORRECTION_STEPS = 16  # bytes that the search for a typing error may look at
 USUAL_PROBABILITY = 0.15  # of a byte within a word: which candidates are tried first
@@ -175,8 +176,8 @@ class Completer:
     def complete(
         self, to: str = "word", count: int = 1, max_bytes: int = MAX_BYTES
     ) -> list[Completion]:
-        """The `count` most probable completions, the best first; none whose probability is below
-        the threshold, none of more than `max_bytes` in UTF-8.
+        """The `count` completions that save most keys, as is expected, the best first; none whose
+        probability is below the threshold, none of more than `max_bytes` in UTF-8.
 
         to: "word": the rest of the word before the cursor, or the next one with what stands before
         it; "line": as many words as are probable enough, up to the end of the line. Where the word
@@ -188,12 +189,13 @@ class Completer:
         if not self._places:
             raise ValueError("complete: the completer is closed, wanted an open one")
         meant = self._meant()
-        self._budget = STEPS * count
+        wanted = max(count, CANDIDATES)
+        self._budget = STEPS * wanted
         least = self.threshold / len(meant)  # for a word may be meant in several ways
         found: dict[tuple[str, int], float] = {}
         for share, word, place in meant:
             room, ends = max_bytes - len(word.encode()), bool(word)
-            rests = self._words(place, share, least, count, room, ends) if room >= 0 else []
+            rests = self._words(place, share, least, wanted, room, ends) if room >= 0 else []
             if to == "line":
                 rests = [self._line(rest, least, room) for rest in rests]
             replaced = len(self.word) if word else 0
@@ -205,7 +207,7 @@ class Completer:
             for (text, replaced), probability in found.items()
             if probability >= self.threshold
         ]
-        return sorted(shown, key=lambda one: -one.probability)[:count]
+        return sorted(shown, key=_keys_saved, reverse=True)[:count]
 
     def _begin(self, data: bytes) -> None:
         """Starts anew with the last CONTEXT_BYTES, where a line begins if one does."""
@@ -387,6 +389,11 @@ class Completer:
             (weight / total, "" if text == word else text.decode(), place)
             for text, (weight, place) in meant.items()
         ]
+
+
+def _keys_saved(completion: Completion) -> float:
+    """As many as are expected: one takes it, and one deletes each character that it replaces."""
+    return completion.probability * (completion.replaced + len(completion.text) - 1)
 
 
 def _is_word(character: str) -> bool:
