@@ -44,7 +44,8 @@ with needs("tsm-train", "train"):
     from . import model
     from .checkpoint import load_model, save_model, write_arrays
     from .config import RunError, TrainConfig
-    from .data import Corpus, DataError, fresh_windows, open_corpus, sha256
+    from .corpora import sha256
+    from .data import Corpus, DataError, fresh_windows, open_corpus
     from .interrupt import Interrupt
     from .metrics import Log
     from .run import (
@@ -346,7 +347,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default=["shakespeare"],
         metavar="PATH",
         help="files and folders to learn from, of which 10%% are held out: of one file its end, of "
-        "several whole documents; .gz and .zst are unpacked. Or `shakespeare`, Tiny Shakespeare",
+        "several whole documents; .gz and .zst are unpacked. Or `shakespeare` or `enwik8`",
     )
     parser.add_argument(
         "--column",

@@ -20,7 +20,8 @@ import pytest
 from commands import shown_by
 
 from tsm.training.checkpoint import read_arrays, write_arrays
-from tsm.training.data import CORPUS_FILE, DataError, open_corpus
+from tsm.training.corpora import CORPORA
+from tsm.training.data import DataError, open_corpus
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = b"the king speaks and a fool laughs but my lord weeps\n"
@@ -125,7 +126,7 @@ def test_a_user_id_without_a_home_finds_the_corpus(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="shakespeare: not in "):
         open_corpus("shakespeare", 16)
     monkeypatch.setenv("TSM_DATA", str(tmp_path))
-    (tmp_path / CORPUS_FILE).write_bytes(TEXT)
+    (tmp_path / CORPORA["shakespeare"].file).write_bytes(TEXT)
     with pytest.raises(DataError, match=f"{tmp_path}.* SHA-256 "):  # found, and another text
         open_corpus("shakespeare", 16)
 
