@@ -51,8 +51,8 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "completion"
 SHIPPED = ROOT / "runtime" / "shakespeare-int8.tflite"
 TRAINED = {  # by corpus: what else train.py is told
-    "python": ("--preset", "medium", "--batch", "16", "--steps", "430"),
-    "debian": ("--preset", "small", "--batch", "8", "--steps", "1450"),
+    "python": ("--preset", "medium", "--batch", "16", "--steps", "2600"),
+    "debian": ("--preset", "small", "--batch", "8", "--steps", "6000"),
 }
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PASSAGES, PASSAGE_CHARACTERS = 8, 1250
@@ -116,9 +116,10 @@ def prepare(name: str, runs: Path) -> None:
     if name not in TRAINED:
         return
     runs.mkdir(parents=True, exist_ok=True)
-    text, folder = runs / f"{name}.txt", runs / name
-    text.write_bytes(CORPORA[name]()[0])
-    train = ("training/train.py", "--data", text, "--out", folder, *TRAINED[name])
+    folder, (text, held_out) = runs / name, texts_of(name, runs)
+    for path, part in zip((text, held_out), CORPORA[name](), strict=True):
+        path.write_bytes(part)
+    train = ("training/train.py", "--data", text, "--out", folder, *TRAINED[name], "--compiled")
     for script in (
         (*train, "--patience", "0"),
         ("export/to_onnx.py", folder / "model.safetensors"),
@@ -126,11 +127,16 @@ def prepare(name: str, runs: Path) -> None:
         subprocess.run([sys.executable, *map(str, script)], cwd=ROOT, check=True)
 
 
+def texts_of(name: str, runs: Path) -> tuple[Path, Path]:
+    """What is learned from, and what is held out: as they were when the model was trained."""
+    return runs / f"{name}.txt", runs / f"{name}-held-out.txt"
+
+
 def fit(name: str, runs: Path) -> Iterator[str]:
     """By how many bytes at least are alike: the part of the probability of the byte that repeats
     the text under which the text is likeliest, by expectation maximization. Of text that the model
     has not learned: the tenth that train.py holds out."""
-    learned = CORPORA[name]()[0]
+    learned = texts_of(name, runs)[0].read_bytes()
     text = learned[len(learned) * 9 // 10 :][:FIT_BYTES]
     with load(runs / name / "model-int8.onnx") as model:
         logits = model.engine.logits_of(text)
@@ -151,8 +157,12 @@ def fit(name: str, runs: Path) -> Iterator[str]:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    learned, held_out = (part.decode("utf-8", "replace") for part in CORPORA[name]())
-    artifact = arguments.runs / name / "model-int8.onnx" if name in TRAINED else SHIPPED
+    if name in TRAINED:
+        artifact = arguments.runs / name / "model-int8.onnx"
+        parts = tuple(path.read_bytes() for path in texts_of(name, arguments.runs))
+    else:
+        artifact, parts = SHIPPED, CORPORA[name]()
+    learned, held_out = (part.decode("utf-8", "replace") for part in parts)
     texts = list(passages(held_out, arguments.passages))
     trigrams = Trigrams(learned)
     rng = random.Random(SEED)
