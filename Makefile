@@ -158,6 +158,7 @@ fuzz: native
 	  mkdir -p $(FUZZ)/$$what-corpus && \
 	  $(PYTHON) tests/fuzz/seeds.py $$what $(FUZZ)/$$what-seeds && \
 	  clang -std=gnu99 -O2 -g -Wno-psabi -Wno-pass-failed -DWIDE= -ffp-contract=off \
+	    -fsanitize-coverage-ignorelist=tests/fuzz/uncounted.txt \
 	    -fno-sanitize-recover=all -fsanitize=fuzzer,address,undefined -o $(FUZZ)/$$what \
 	    $$source -lm -pthread && \
 	  $(FUZZ)/$$what $(FUZZ)/$$what-corpus $(FUZZ)/$$what-seeds -max_len=8192 -runs=$(FUZZ_RUNS) \
