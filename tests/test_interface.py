@@ -418,3 +418,44 @@ def test_a_state_of_python_with_a_grammar_is_refused_in_words(model, python):
     with pytest.raises(CError, match="grammar") as refused:
         Text.restored(model, stream.to_bytes())
     assert refused.value.status == UNSUPPORTED
+
+
+# Completion
+
+
+class Found(ctypes.Structure):
+    """A tsm_completion."""
+
+    _fields_ = [
+        ("text", c_char_p),
+        ("bytes", c_size_t),
+        ("probability", c_double),
+        ("replaced", c_uint32),
+    ]
+
+
+class Completing:
+    """A tsm_completer."""
+
+    def __init__(self, model: c_void_p) -> None:
+        self.pointer = c_void_p()
+        call("completer_new", model, byref(self.pointer))
+
+    def follow(self, text: bytes, most: int = 1 << 30) -> int:
+        left = c_size_t()
+        call("follow", self.pointer, text, c_size_t(len(text)), c_size_t(most), byref(left))
+        return left.value
+
+    def complete(
+        self, to: str = "word", count: int = 1, max_bytes: int = 48, threshold: float = 0.45
+    ) -> list[tuple[str, int, float]]:
+        """Text, bytes that it replaces, probability."""
+        found, shown = POINTER(Found)(), c_size_t()
+        line, room, out = int(to == "line"), c_size_t(max_bytes), (byref(found), byref(shown))
+        call("complete", self.pointer, line, count, room, c_double(threshold), *out)
+        each = [found[i] for i in range(shown.value)]
+        assert all(len(one.text) == one.bytes for one in each)
+        return [(one.text.decode(), one.replaced, one.probability) for one in each]
+
+    def close(self) -> None:
+        LIBRARY.tsm_completer_free(self.pointer)
