@@ -457,5 +457,66 @@ class Completing:
         assert all(len(one.text) == one.bytes for one in each)
         return [(one.text.decode(), one.replaced, one.probability) for one in each]
 
-    def close(self) -> None:
+    def __del__(self) -> None:
         LIBRARY.tsm_completer_free(self.pointer)
+
+
+@pytest.fixture
+def completing(model) -> Completing:
+    return Completing(model)
+
+
+@pytest.mark.parametrize("most", [1 << 30, 100], ids=["at once", "by pieces"])
+def test_completions_are_python_s(python, completing, most):
+    passage = json.loads(vectors.COMPLETIONS.read_text("utf-8"))["passage"]
+    offered = replacing = 0
+    for step in vectors.completions(python, passage, 120, seed=most):
+        before = (passage[step["begin"] : step["end"]] + step["typed"]).encode()
+        left = completing.follow(before, most)
+        if most > len(before):
+            assert not left
+        how = [step[name] for name in ("to", "count", "max_bytes", "threshold")]
+        found = completing.complete(*how)
+        wanted = [
+            (one["text"], len(before.decode()[len(before.decode()) - one["replaced"] :].encode()))
+            for one in step["completions"]
+        ]
+        assert [(text, replaced) for text, replaced, _ in found] == wanted, step
+        probabilities = [one["probability"] for one in step["completions"]]
+        assert [p for _, _, p in found] == pytest.approx(probabilities, abs=1e-6)
+        offered += bool(found)
+        replacing += any(replaced for _, replaced, _ in found)
+    assert offered > 40 and replacing > 5
+
+
+def test_completions_of_the_file_are_python_s(python):
+    content = json.loads(vectors.COMPLETIONS.read_text("utf-8"))
+    steps = content["steps"]
+    assert list(vectors.completions(python, content["passage"], len(steps), seed=0)) == steps
+
+
+def test_a_completer_s_arguments_and_text_are_checked(completing):
+    for how in ({"count": 0}, {"count": 17}, {"max_bytes": 0}, {"threshold": 0.0}):
+        with pytest.raises(CError, match=f"{next(iter(how))}: wanted") as error:
+            completing.complete(**how)
+        assert error.value.status == ARGUMENT
+    with pytest.raises(CError, match="threshold: wanted"):
+        completing.complete(threshold=math.nan)
+    nothing = completing.complete(threshold=0.1)
+    for text in (b"\xff\xc3", b"\x80" * 70, b"a\xed\xa0\x80b", b"\xf0\x9f", b"\0" * 3000):
+        completing.follow(text)
+        completing.complete("line", 16, 200, 1e-9)
+    completing.follow(b"")
+    assert completing.complete(threshold=0.1) == nothing
+
+
+def test_texts_of_one_model_do_not_mix(model, completing):
+    other = Completing(model)
+    stream = Text.new(model, Sampling(seed=1))
+    for end in range(1, 40):
+        completing.follow(b"MENENIUS:\nWhat say you to this gentle"[:end])
+        one = completing.complete(threshold=0.1)
+        other.follow(b"x" * end)
+        other.complete(threshold=0.1)
+        stream.feed(b"y")
+        assert completing.complete(threshold=0.1) == one

@@ -110,7 +110,7 @@ static void weigh(tsm_completer *c, place *p) {
         double part;
     } repeated[] = {{32, 0.65}, {25, 0.6}, {17, 0.55}, {9, 0.4}, {7, 0.3}, {6, 0.25}, {5, 0.2}, {4, 0.15}, {3, 0.1}};
     float *values = probabilities(c, p), greatest = values[0];
-    double part = 0;
+    double part = 0, sum = 0, weights[VOCABULARY];
     size_t bytes, longest = 0;
     const uint8_t *end = text_before(c, p, &bytes), *same = NULL;
     for (size_t back = 1; back < bytes && longest < LONGEST_REPEAT; back++) {
@@ -122,8 +122,8 @@ static void weigh(tsm_completer *c, place *p) {
     for (size_t i = 0; i < sizeof repeated / sizeof *repeated && part == 0; i++)
         if (longest >= repeated[i].least) part = repeated[i].part;
     for (int i = 1; i < VOCABULARY; i++) greatest = values[i] > greatest ? values[i] : greatest;
-    double scale = (1 - part) / (double)exponentials(values, greatest, values);
-    for (int i = 0; i < VOCABULARY; i++) values[i] = (float)(values[i] * scale);
+    for (int i = 0; i < VOCABULARY; i++) sum += weights[i] = exp((double)values[i] - greatest);
+    for (int i = 0; i < VOCABULARY; i++) values[i] = (float)(weights[i] * (1 - part) / sum);
     if (same) values[*same] += (float)part;
 }
 
@@ -227,15 +227,15 @@ static int reach(tsm_completer *c, size_t most, char *message) {
 /* Searches */
 
 static void push(tsm_completer *c, const candidate *own) {
+    candidate *queue = c->queue;
     size_t i = c->queued;
-    if (i == c->queue_room) { /* the last one will not be looked at */
-        if (own->hope <= c->queue[0].hope) return;
-        memmove(c->queue, c->queue + 1, --i * sizeof *own);
-    } else {
-        c->queued++;
+    if (i < c->queue_room) {
+        for (c->queued++; i && queue[i - 1].hope >= own->hope; i--) queue[i] = queue[i - 1];
+    } else { /* without the last one, which would not be looked at */
+        if (own->hope <= queue[0].hope) return;
+        for (i = 0; i + 1 < c->queued && queue[i + 1].hope < own->hope; i++) queue[i] = queue[i + 1];
     }
-    for (; i && c->queue[i - 1].hope >= own->hope; i--) c->queue[i] = c->queue[i - 1];
-    c->queue[i] = *own;
+    queue[i] = *own;
 }
 
 /* Takes the best candidate, and reads its byte. 0: none, or the budget is spent, or a failure. */
