@@ -108,16 +108,16 @@ static void weigh(tsm_completer *c, place *p) {
     static const struct {
         uint8_t least;
         double part;
-    } repeated[] = {{32, 0.65}, {25, 0.6}, {17, 0.55}, {9, 0.4}, {7, 0.3}, {6, 0.25}, {5, 0.2}, {4, 0.15}, {3, 0.1}};
+    } repeated[] = {{32, 0.65}, {25, 0.6}, {17, 0.55}, {9, 0.4}, {7, 0.3},
+                    {6, 0.25},  {5, 0.2},  {4, 0.15},  {3, 0.1}};
     float *values = probabilities(c, p), greatest = values[0];
     double part = 0, sum = 0, weights[VOCABULARY];
     size_t bytes, longest = 0;
     const uint8_t *end = text_before(c, p, &bytes), *same = NULL;
     for (size_t back = 1; back < bytes && longest < LONGEST_REPEAT; back++) {
-        size_t alike = 0;
-        while (alike < bytes - back && alike < LONGEST_REPEAT && end[-1 - (ptrdiff_t)alike] == (end - back)[-1 - (ptrdiff_t)alike])
-            alike++;
-        if (alike > longest) longest = alike, same = end - back;
+        const uint8_t *last = end - back, *one = last, *other = end;
+        while (one > end - bytes && last - one < LONGEST_REPEAT && one[-1] == other[-1]) one--, other--;
+        if ((size_t)(last - one) > longest) longest = (size_t)(last - one), same = last;
     }
     for (size_t i = 0; i < sizeof repeated / sizeof *repeated && part == 0; i++)
         if (longest >= repeated[i].least) part = repeated[i].part;
@@ -137,8 +137,8 @@ static void free_places(place *p) {
 
 /* The place after `count` bytes more; after a byte that has been read, the same one. `from` NULL: where a
  * text begins. */
-static int read_on(tsm_completer *c, place *from, const uint8_t *bytes, size_t count, size_t at, place **found,
-                   char *message) {
+static int read_on(tsm_completer *c, place *from, const uint8_t *bytes, size_t count, size_t at,
+                   place **found, char *message) {
     const tsm_spec *spec = &c->model->spec;
     size_t size = sizeof **found + memory_of(spec) * sizeof(float);
     for (place *own = from && count == 1 ? from->further : NULL; own; own = own->next)
@@ -146,7 +146,8 @@ static int read_on(tsm_completer *c, place *from, const uint8_t *bytes, size_t c
     place *own = calloc(1, size);
     if (!own) return failed(TSM_MEMORY, message, "no memory for a text");
     if (from) memcpy(own->memory, from->memory, size - sizeof *own);
-    int status = tsm_read(c->model, own->memory, own->memory + channels_of(spec), bytes, count, probabilities(c, own), 0);
+    int status = tsm_read(c->model, own->memory, own->memory + channels_of(spec), bytes, count,
+                          probabilities(c, own), 0);
     if (status) {
         free(own);
         return read_failed(status, message);
@@ -190,7 +191,8 @@ static void forget(tsm_completer *c) {
     size_t kept = 0, first = 0;
     for (size_t i = 0; i < c->count; i++) {
         place *own = c->places[i];
-        if (!kept || own->at + DENSE >= c->bytes || own->at >= c->places[kept - 1]->at + SPARSE) c->places[kept++] = own;
+        int near = !kept || own->at + DENSE >= c->bytes;
+        if (near || own->at >= c->places[kept - 1]->at + SPARSE) c->places[kept++] = own;
         else free(own);
     }
     for (; kept - first > PLACES * 3 / 4; first++) free(c->places[first]);
@@ -201,7 +203,7 @@ static void forget(tsm_completer *c) {
 /* Reads on towards the end of the text: by pieces, and within the word by bytes. */
 static int reach(tsm_completer *c, size_t most, char *message) {
     int status = 0;
-    if (!c->count || c->places[c->count - 1]->at + CONTEXT < c->bytes) { /* anew, where a line begins if one does */
+    if (!c->count || c->places[c->count - 1]->at + CONTEXT < c->bytes) { /* anew, where a line begins */
         size_t start = c->bytes > CONTEXT ? c->bytes - CONTEXT : 0;
         const uint8_t *feed_at = start ? memchr(c->text + start, '\n', CONTEXT / 2) : NULL;
         if (feed_at) start = (size_t)(feed_at - c->text) + 1;
@@ -252,8 +254,8 @@ static int take_best(tsm_completer *c, candidate *own, int *status, char *messag
 
 /* The most probable continuations to the end of a word, or of a line that has no more words. weight: the
  * probability of being at `start`. least: that of what is found. ends: also none, where a word ends. */
-static int find_words(tsm_completer *c, place *start, double weight, double least, uint32_t count, size_t max_bytes,
-                      int ends, ending *found, uint32_t *found_count, char *message) {
+static int find_words(tsm_completer *c, place *start, double weight, double least, uint32_t count,
+                      size_t max_bytes, int ends, ending *found, uint32_t *found_count, char *message) {
     candidate own = {0};
     int status = 0;
     own.hope = own.weight = weight;
@@ -281,7 +283,8 @@ static int find_words(tsm_completer *c, place *start, double weight, double leas
             candidate end = own;
             double stop = 0;
             for (int i = 0; i < 128; i++)
-                if (in_word ? !is_ascii_word((uint32_t)i) : own.solid && (i == '\n' || i == '\r')) stop += next[i];
+                if (in_word ? !is_ascii_word((uint32_t)i) : own.solid && (i == '\n' || i == '\r'))
+                    stop += next[i];
             end.end = 1;
             end.hope = own.weight * stop;
             if (end.hope >= least) push(c, &end);
@@ -412,7 +415,8 @@ void tsm_completer_free(tsm_completer *c) {
     free(c);
 }
 
-int tsm_follow(tsm_completer *c, const void *text, size_t bytes, size_t most, size_t *left, char *message) {
+int tsm_follow(tsm_completer *c, const void *text, size_t bytes, size_t most, size_t *left,
+               char *message) {
     const uint8_t *own = text;
     size_t word = bytes, characters = 0, common = 0, kept = 0, in_word = 0;
     failed(0, message, "");
@@ -425,17 +429,17 @@ int tsm_follow(tsm_completer *c, const void *text, size_t bytes, size_t most, si
         c->text = larger;
         c->room = 2 * bytes;
     }
-    while (word) { /* back to what is of no word */
+    while (word && bytes - word <= WORD_BYTES) { /* back to what is of no word */
         size_t before = word - 1;
         while (before && word - before < 4 && is_following(own[before])) before--;
-        if (is_whole(own + before, (uint32_t)(word - before)) < 1 || !is_word(own + before, (uint32_t)(word - before))) break;
+        uint32_t size = (uint32_t)(word - before);
+        if (is_whole(own + before, size) < 1 || !is_word(own + before, size)) break;
         word = before;
         characters++;
-        if (bytes - word > WORD_BYTES) word = bytes;
-        if (word == bytes) break;
     }
+    if (bytes - word > WORD_BYTES) word = bytes, characters = 0; /* too long */
     c->word = word;
-    c->characters = word == bytes ? 0 : characters;
+    c->characters = characters;
     while (common < bytes && common < c->bytes && own[common] == c->text[common]) common++;
     for (size_t i = 0; i < c->count; i++) in_word += c->places[i]->at >= word && c->places[i]->at <= common;
     if (common > word && in_word <= common - word) common = word; /* each place in a word is wanted */
@@ -448,16 +452,41 @@ int tsm_follow(tsm_completer *c, const void *text, size_t bytes, size_t most, si
     return status;
 }
 
+/* Adds what was found in one way, the text from `start` on; `count` of all. */
+static void add_found(tsm_completer *c, const ending *ends, uint32_t end_count, size_t start, size_t *count) {
+    for (uint32_t i = 0; i < end_count; i++) {
+        uint32_t twice = 0;
+        size_t same = 0, bytes, length = ends[i].place->at - start;
+        const uint8_t *text = text_before(c, ends[i].place, &bytes) - length;
+        tsm_completion one = {c->texts[*count], length, ends[i].probability, (uint32_t)(c->bytes - start)};
+        for (uint32_t j = 0; j < i; j++) twice |= ends[j].place == ends[i].place;
+        if (twice) continue;
+        for (; same < *count; same++) {
+            const tsm_completion *other = &c->found[same];
+            if (other->replaced != one.replaced || other->bytes != length) continue;
+            if (!memcmp(other->text, text, length)) break;
+        }
+        if (same < *count) {
+            c->found[same].probability += one.probability;
+            continue;
+        }
+        memcpy(c->texts[*count], text, length);
+        c->texts[*count][length] = 0;
+        c->found[(*count)++] = one;
+    }
+}
+
 int tsm_complete(tsm_completer *c, int to, uint32_t count, size_t max_bytes, double threshold,
                  const tsm_completion **completions, size_t *completion_count, char *message) {
     way ways[CORRECTIONS + 1];
     ending ends[MOST_COUNT];
-    uint32_t way_count, end_count;
+    uint32_t way_count, end_count, more;
     size_t all = 0, shown = 0;
     failed(0, message, "");
     *completions = c->found;
     *completion_count = 0;
-    if (to != TSM_WORD && to != TSM_LINE) return failed(TSM_ARGUMENT, message, "to: wanted a word or a line");
+    if (to != TSM_WORD && to != TSM_LINE)
+        return failed(TSM_ARGUMENT, message, "to: wanted a word or a line");
     if (!count || count > MOST_COUNT) return failed(TSM_ARGUMENT, message, "count: wanted 1 to 16");
     if (!max_bytes) return failed(TSM_ARGUMENT, message, "max_bytes: wanted 1 or more");
     if (!(threshold > 0 && threshold <= 1))
@@ -468,29 +497,20 @@ int tsm_complete(tsm_completer *c, int to, uint32_t count, size_t max_bytes, dou
     double least = threshold / way_count; /* for a word may be meant in several ways */
     c->budget = STEPS * count;
     for (uint32_t i = 0; i < way_count; i++) {
-        size_t start = i ? c->word : c->bytes, used = i ? ways[i].bytes : 0;
-        if (used > max_bytes) continue;
-        status = find_words(c, ways[i].place, ways[i].weight, least, count, max_bytes - used, i > 0, ends, &end_count, message);
-        for (uint32_t j = 0, more; j < end_count && to == TSM_LINE && !status; j++)
-            do /* the words after it, as long as they are probable enough */
-                status = find_words(c, ends[j].place, ends[j].reached, least, 1, max_bytes - (ends[j].place->at - start), 0, &ends[j], &more, message);
-            while (more && !status);
+        size_t start = i ? c->word : c->bytes, end = i ? start + ways[i].bytes : start;
+        if (end - start > max_bytes) continue;
+        status = find_words(c, ways[i].place, ways[i].weight, least, count, max_bytes - (end - start), i > 0,
+                            ends, &end_count, message);
+        for (uint32_t j = 0; to == TSM_LINE && j < end_count; j++)
+            do { /* the words after it, as long as they are probable enough */
+                ending *own = &ends[j];
+                more = 0;
+                if (!status)
+                    status = find_words(c, own->place, own->reached, least, 1,
+                                        max_bytes - (own->place->at - start), 0, own, &more, message);
+            } while (more);
         if (status) return status;
-        for (uint32_t j = 0; j < end_count; j++) {
-            size_t same = 0, bytes, length = ends[j].place->at - start;
-            const uint8_t *text = text_before(c, ends[j].place, &bytes) - length;
-            tsm_completion one = {c->texts[all], length, ends[j].probability, (uint32_t)(c->bytes - start)};
-            for (uint32_t k = 0; k < j; k++) same |= ends[k].place == ends[j].place;
-            if (same) continue;
-            while (same < all && (c->found[same].replaced != one.replaced || c->found[same].bytes != length || memcmp(c->found[same].text, text, length))) same++;
-            if (same < all) {
-                c->found[same].probability += one.probability;
-                continue;
-            }
-            memcpy(c->texts[all], text, length);
-            c->texts[all][length] = 0;
-            c->found[all++] = one;
-        }
+        add_found(c, ends, end_count, start, &all);
     }
     for (size_t i = 0; i < all; i++) { /* the best first */
         tsm_completion one = c->found[i];

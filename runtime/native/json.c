@@ -113,8 +113,8 @@ static int shortest_digits(double value, char digits[18], int *exponent) {
     big_shift(&unit, 1u + (uint32_t)uneven_gap);
     big_shift(&above, (uint32_t)uneven_gap);
     /* value = rest / unit; below and above: half the gap to its neighbours. */
-    for (power += 52; !(mantissa >> 52); power--) mantissa <<= 1; /* 2^power <= value: the exponent, or one less */
-    *exponent = (int)ceil(power * 0.30102999566398120 - 1e-10); /* of log10(2) */
+    for (power += 52; !(mantissa >> 52); power--) mantissa <<= 1; /* 2^power <= value */
+    *exponent = (int)ceil(power * 0.30102999566398120 /* log10(2) */ - 1e-10); /* or one more */
     if (*exponent >= 0) big_times_ten(&unit, (uint32_t)*exponent);
     else {
         big_times_ten(&rest, (uint32_t)-*exponent);

@@ -132,7 +132,7 @@ int tsm_restore(tsm_model *model, const void *state, size_t bytes, uint32_t rewi
 
 /* Completion as one types: docs/completion.md says what is found. */
 
-typedef struct tsm_completer tsm_completer; /* of one text, in UTF-8; 12 MB with the shipped model at most */
+typedef struct tsm_completer tsm_completer; /* of one text; with the shipped model up to 12 MB */
 typedef struct {
     const char *text; /* to put in at the cursor, with a NUL */
     size_t bytes;
@@ -142,12 +142,13 @@ typedef struct {
 
 int tsm_completer_new(tsm_model *model, tsm_completer **completer, char *message);
 void tsm_completer_free(tsm_completer *completer); /* before its model */
-/* The text before the cursor, `most` bytes of which are read at most, to 64, and of which no more is read than
- * what is new. `left`: how many are left to be read, by the same call again or by tsm_complete. */
-int tsm_follow(tsm_completer *completer, const void *text, size_t bytes, size_t most, size_t *left, char *message);
+/* Reads the text before the cursor, as far as it is new: `most` bytes of it at most, to 64. `left`: how many
+ * are left to be read, by the same call again or by tsm_complete. */
+int tsm_follow(tsm_completer *completer, const void *text, size_t bytes, size_t most, size_t *left,
+               char *message);
 enum { TSM_WORD, TSM_LINE };
-/* The most probable completions to the end of a word or a line, the best first; until the next call. count: 1 to
- * 16 of them; max_bytes: of one; threshold: the least probability of one, above 0. */
+/* The most probable completions to the end of a word or a line, the best first; until the next call. count:
+ * 1 to 16 of them; max_bytes: of one; threshold: the least probability of one, above 0. */
 int tsm_complete(tsm_completer *completer, int to, uint32_t count, size_t max_bytes, double threshold,
                  const tsm_completion **completions, size_t *completion_count, char *message);
 
