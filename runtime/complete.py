@@ -263,11 +263,12 @@ class Completer:
         count: int,
         max_bytes: int,
         ends: bool = False,
+        after: bool = False,
     ) -> list[_Found]:
         """The most probable continuations to the end of a word, or of a line that has no more
         words. weight: the probability of being at `start`. least: that of what is found. ends: also
-        none, where a word ends. Always goes on from what is most probable so far, so that the first
-        found is the best."""
+        none, where a word ends. after: a word has ended, and does not go on. Always goes on from
+        what is most probable so far, so that the first found is the best."""
         found: list[_Found] = []
         entry = 0  # its number: of equals the first
         heap: list[tuple[float, int, bytes, _Place, _Found | None]] = []
@@ -294,6 +295,8 @@ class Completer:
                 continue
             if characters or not text:  # whole
                 in_word = _is_word(characters[-1]) if characters else ends
+                if after and _is_word(characters[:1] or " "):
+                    continue
                 if not in_word and any(map(_is_word, characters)):
                     continue  # a word, and a character beyond ASCII after it
                 stops = _NO_WORD if in_word else _LINE_ENDS if characters.strip(" \t") else b""
@@ -310,7 +313,7 @@ class Completer:
     def _line(self, words: _Found, least: float, max_bytes: int) -> _Found:
         """`words` and those after them, as long as they are probable enough."""
         while room := max_bytes - len(words.text.encode()):
-            more = self._words(words.place, words.reached, least, 1, room)
+            more = self._words(words.place, words.reached, least, 1, room, after=True)
             if not more:
                 break
             words = replace(more[0], text=words.text + more[0].text)

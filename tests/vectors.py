@@ -86,7 +86,8 @@ def steps(passage: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
     words = [word.span() for word in re.finditer(r"[A-Za-z]{4,}", passage)]
     begin, end = 0, 300
     for _ in range(count):
-        what, typed = rng.choices(("type", "error", "delete", "jump", "beyond"), (8, 8, 2, 1, 2))[0], ""
+        typed = ""
+        what = rng.choices(("type", "error", "delete", "jump", "beyond"), (8, 8, 2, 1, 2))[0]
         if what == "type":
             end += rng.randrange(1, 4)
         elif what == "error":

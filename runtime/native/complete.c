@@ -253,7 +253,8 @@ static int take_best(tsm_completer *c, candidate *own, int *status, char *messag
 }
 
 /* The most probable continuations to the end of a word, or of a line that has no more words. weight: the
- * probability of being at `start`. least: that of what is found. ends: also none, where a word ends. */
+ * probability of being at `start`. least: that of what is found. ends: 1: also none, where a word ends; -1: one
+ * has ended, and does not go on. */
 static int find_words(tsm_completer *c, place *start, double weight, double least, uint32_t count,
                       size_t max_bytes, int ends, ending *found, uint32_t *found_count, char *message) {
     candidate own = {0};
@@ -266,7 +267,7 @@ static int find_words(tsm_completer *c, place *start, double weight, double leas
     if (weight >= least) push(c, &own);
     while (*found_count < count && take_best(c, &own, &status, message)) {
         const float *next = probabilities(c, own.place);
-        int whole = own.bytes ? is_whole(own.character, own.bytes) : 1, in_word = ends;
+        int whole = own.bytes ? is_whole(own.character, own.bytes) : 1, in_word = ends > 0;
         if (own.end) {
             ending one = {own.hope, own.weight, own.place};
             found[(*found_count)++] = one;
@@ -277,6 +278,7 @@ static int find_words(tsm_completer *c, place *start, double weight, double leas
             if (own.bytes) {
                 in_word = is_word(own.character, own.bytes);
                 if (!in_word && own.worded) continue; /* a word, and a sign beyond ASCII after it */
+                if (in_word && ends < 0 && own.place->at - start->at == own.bytes) continue;
                 own.worded = (uint8_t)in_word;
                 own.solid |= own.byte != ' ' && own.byte != '\t';
             }
@@ -507,7 +509,7 @@ int tsm_complete(tsm_completer *c, int to, uint32_t count, size_t max_bytes, dou
                 more = 0;
                 if (!status)
                     status = find_words(c, own->place, own->reached, least, 1,
-                                        max_bytes - (own->place->at - start), 0, own, &more, message);
+                                        max_bytes - (own->place->at - start), -1, own, &more, message);
             } while (more);
         if (status) return status;
         add_found(c, ends, end_count, start, &all);
