@@ -240,6 +240,9 @@ def test_a_word_and_a_line_end_where_they_should(model):
             completer.follow(SCENE[:i])
             for one in completer.complete(count=3):
                 assert re.fullmatch(r"[^\w\n]*\w+|[^\w\n]*[^\w\s][^\w\n]*", one.text), one
+            for word in completer.complete():  # with which a line begins
+                (line,) = completer.complete(to="line")
+                assert re.match(re.escape(word.text) + r"(?!\w)", line.text)
             for limit in (3, 8, 48):
                 for one in completer.complete(to="line", max_bytes=limit):
                     assert 0 < len(one.text.encode()) <= limit and "\n" not in one.text

@@ -42,6 +42,8 @@
 #else
 #define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
+#elif !defined(WIDE) && defined(__wasm__) /* once is enough where size counts */
+#define WIDE __attribute__((noinline))
 #elif !defined(WIDE)
 #define WIDE
 #endif
@@ -136,6 +138,14 @@ VECTORS(64)
 #define WHOLE(size, address) (*(const bytes##size##_at *)(address))
 #define TAIL(size, address) tail##size(address, (uint32_t)(n - i))
 #define INLINE static inline __attribute__((always_inline))
+/* What need not be fast is small in WebAssembly, which is sent over a network. */
+#ifdef __wasm__
+#define SMALL _Pragma("clang attribute push(__attribute__((minsize)), apply_to = function)")
+#define END_SMALL _Pragma("clang attribute pop")
+#else
+#define SMALL
+#define END_SMALL
+#endif
 /* A loop whose turns do not depend on each other, though some of its arrays may be one. */
 #ifdef __clang__
 #pragma clang diagnostic ignored "-Wpass-failed" /* where there are no vectors */
@@ -984,6 +994,8 @@ static void multiply(tsm_model *m, const matrix *w, const input *x, float *y) {
 
 /* A model */
 
+SMALL
+
 uint32_t tsm_version(void) { return TSM_VERSION; }
 
 /* As LIMITS in runtime/engines/native.py. */
@@ -1211,6 +1223,8 @@ void tsm_free(tsm_model *m) {
 
 int tsm_simd(const tsm_model *m) { return m->simd; }
 
+END_SMALL
+
 /* The function, for a block of at most BLOCK tokens */
 
 static void project(tsm_model *m, const matrix *w, const float *x, uint32_t count, float *y) {
@@ -1354,6 +1368,8 @@ void tsm_frequencies(const float *logits, uint32_t *cumulative) {
     for (uint32_t i = 0; i < 256; i++) cumulative[i + 1] += cumulative[i];
 }
 
+SMALL
+
 void tsm_nats(const float *logits, const uint8_t *bytes, size_t count, float *nats, float *entropy) {
     for (size_t n = 0; n < count; n++, logits += 256) {
         float greatest = logits[0], weights[256];
@@ -1363,6 +1379,8 @@ void tsm_nats(const float *logits, const uint8_t *bytes, size_t count, float *na
         if (entropy) entropy[n] = log_sum - dot(weights, logits, 256) / sum;
     }
 }
+
+END_SMALL
 
 /* `order`, `count` numbers below 256, by rising `keys`; equals stay as they are. First by the
  * higher bits of the keys and their positions: how many of these are less says where one belongs. */
@@ -1397,6 +1415,8 @@ static uint32_t reaching(const double *weights, const uint8_t *order, uint32_t c
     return kept;
 }
 
+SMALL
+
 uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, uint32_t top_k,
                  double typical_p, double top_p, double min_p, double uniform) {
     double keys[256], powers[256], weights[256], all = 0, sum = 0;
@@ -1417,15 +1437,12 @@ uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, u
         weights[byte] = exp(powers[byte]);
     }
     while (count > 1 && !(weights[order[count - 1]] > 0)) count--;
-    if (typical_p < 1) { /* surprises nearest to their mean, the entropy */
-        double distances[256], entropy = 0, total = 0;
+    if (typical_p < 1) { /* surprises nearest to their mean, the entropy: powers, but for a constant */
+        double distances[256], mean = 0, total = 0;
         for (uint32_t i = 0; i < count; i++) total += weights[order[i]];
-        double log_total = log(total);
-        for (uint32_t i = 0; i < count; i++)
-            entropy += weights[order[i]] * (log_total - powers[order[i]]);
-        entropy /= total;
-        for (uint32_t i = 0; i < count; i++)
-            distances[order[i]] = fabs(log_total - powers[order[i]] - entropy);
+        for (uint32_t i = 0; i < count; i++) mean += weights[order[i]] * powers[order[i]];
+        mean /= total;
+        for (uint32_t i = 0; i < count; i++) distances[order[i]] = fabs(powers[order[i]] - mean);
         uint8_t nearest[256], kept[256] = {0};
         memcpy(nearest, order, count);
         sort(distances, nearest, count);
@@ -1444,3 +1461,5 @@ uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, u
         if ((sum += weights[order[drawn]]) > uniform * all) break;
     return order[drawn];
 }
+
+END_SMALL
