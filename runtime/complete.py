@@ -42,7 +42,7 @@ from .files import STDIN, open_input
 from .stream import EMPTY_PROMPT, Model, Stream, load
 from .text import printable
 
-THRESHOLD = 0.45  # of probability: of what is shown about two thirds are right (docs/completion.md)
+THRESHOLD = 0.55  # of probability: of what is shown two thirds or more are right
 MAX_BYTES = 48  # of a completion
 CONTEXT_BYTES = 1024  # read again after a jump; the model is trained on windows of 256
 DENSE_BYTES = 64  # before the cursor, at each of which a deletion costs nothing: no word is longer

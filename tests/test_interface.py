@@ -447,7 +447,7 @@ class Completing:
         return left.value
 
     def complete(
-        self, to: str = "word", count: int = 1, max_bytes: int = 48, threshold: float = 0.45
+        self, to: str = "word", count: int = 1, max_bytes: int = 48, threshold: float = 0.55
     ) -> list[tuple[str, int, float]]:
         """Text, bytes that it replaces, probability."""
         found, shown = POINTER(Found)(), c_size_t()

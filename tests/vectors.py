@@ -107,7 +107,7 @@ def steps(passage: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
             "to": rng.choice(("word", "word", "line")),
             "count": rng.choice((1, 1, 3)),
             "max_bytes": rng.choice((48, 48, 48, 5)),
-            "threshold": rng.choice((0.45, 0.45, 0.1, 0.1, 0.02, 0.9)),
+            "threshold": rng.choice((0.55, 0.55, 0.1, 0.1, 0.02, 0.9)),
         }
         yield {"begin": begin, "end": end, "typed": typed, **how}
 

@@ -73,7 +73,7 @@ export interface CompleteOptions {
   to?: "word" | "line";
   /** How many at most, 1 to 16, the best first. Default 1. */
   count?: number;
-  /** None of a lower probability, above 0. Default 0.45, at which two of three are right. */
+  /** None of a lower probability, above 0. Default 0.55, at which two of three or more are right. */
   threshold?: number;
   /** Length of one at most, in UTF-8. Default 48. */
   maxBytes?: number;

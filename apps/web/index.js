@@ -186,7 +186,7 @@ class Session {
   }
 
   /** @param {api.Text | undefined} before @param {api.CompleteOptions} options */
-  complete(before, { to = "word", count = 1, threshold = 0.45, maxBytes = 48, signal, ...unknown } = {}) {
+  complete(before, { to = "word", count = 1, threshold = 0.55, maxBytes = 48, signal, ...unknown } = {}) {
     return this.#inTurn(signal, async () => {
       refuse(unknown);
       const text = before === undefined ? before : bytesOf(before);

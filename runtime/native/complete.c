@@ -1,6 +1,6 @@
 /* Completion as one types: what runtime/complete.py does, which says why, to the same texts. */
 
-enum { CONTEXT = 1024, DENSE = 64, SPARSE = 64, PLACES = 128, LOOKAHEAD = 128, STEPS = 32,
+enum { CONTEXT = 1024, DENSE = 64, SPARSE = 64, PLACES = 128, LOOKAHEAD = 128, CANDIDATES = 3, STEPS = 16,
        CORRECTION_STEPS = 16, CORRECTION_CHARACTERS = 2, CORRECTIONS = 2, WORD_BYTES = DENSE,
        LONGEST_REPEAT = 32, HISTORY = 16384, MOST_COUNT = 16,
        MOST_TEXT = WORD_BYTES + 4 + MOST_COUNT * STEPS, MOST_QUEUE = MOST_COUNT * (STEPS + 1) + 1 };
@@ -478,6 +478,13 @@ static void add_found(tsm_completer *c, const ending *ends, uint32_t end_count, 
     }
 }
 
+/* As many as are expected: one takes it, and one deletes each character that it replaces. */
+static double keys_saved(const tsm_completer *c, const tsm_completion *one) {
+    double characters = one->replaced ? (double)c->characters : 0;
+    for (size_t i = 0; i < one->bytes; i++) characters += !is_following((uint8_t)one->text[i]);
+    return one->probability * (characters - 1);
+}
+
 int tsm_complete(tsm_completer *c, int to, uint32_t count, size_t max_bytes, double threshold,
                  const tsm_completion **completions, size_t *completion_count, char *message) {
     way ways[CORRECTIONS + 1];
@@ -497,11 +504,12 @@ int tsm_complete(tsm_completer *c, int to, uint32_t count, size_t max_bytes, dou
     if (!status) status = find_meant(c, threshold, ways, &way_count, message);
     if (status) return status;
     double least = threshold / way_count; /* for a word may be meant in several ways */
-    c->budget = STEPS * count;
+    uint32_t wanted = count > CANDIDATES ? count : CANDIDATES;
+    c->budget = STEPS * wanted;
     for (uint32_t i = 0; i < way_count; i++) {
         size_t start = i ? c->word : c->bytes, end = i ? start + ways[i].bytes : start;
         if (end - start > max_bytes) continue;
-        status = find_words(c, ways[i].place, ways[i].weight, least, count, max_bytes - (end - start), i > 0,
+        status = find_words(c, ways[i].place, ways[i].weight, least, wanted, max_bytes - (end - start), i > 0,
                             ends, &end_count, message);
         for (uint32_t j = 0; to == TSM_LINE && j < end_count; j++)
             do { /* the words after it, as long as they are probable enough */
@@ -518,7 +526,8 @@ int tsm_complete(tsm_completer *c, int to, uint32_t count, size_t max_bytes, dou
         tsm_completion one = c->found[i];
         size_t at = shown;
         if (one.probability < threshold) continue;
-        for (; at && c->found[at - 1].probability < one.probability; at--) c->found[at] = c->found[at - 1];
+        for (; at && keys_saved(c, &c->found[at - 1]) < keys_saved(c, &one); at--)
+            c->found[at] = c->found[at - 1];
         c->found[at] = one;
         shown++;
     }

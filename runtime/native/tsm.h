@@ -147,8 +147,8 @@ void tsm_completer_free(tsm_completer *completer); /* before its model */
 int tsm_follow(tsm_completer *completer, const void *text, size_t bytes, size_t most, size_t *left,
                char *message);
 enum { TSM_WORD, TSM_LINE };
-/* The most probable completions to the end of a word or a line, the best first; until the next call. count:
- * 1 to 16 of them; max_bytes: of one; threshold: the least probability of one, above 0. */
+/* The completions to the end of a word or a line that save most keys, as is expected, the best first; until the
+ * next call. count: 1 to 16 of them; max_bytes: of one; threshold: the least probability of one, above 0. */
 int tsm_complete(tsm_completer *completer, int to, uint32_t count, size_t max_bytes, double threshold,
                  const tsm_completion **completions, size_t *completion_count, char *message);
 

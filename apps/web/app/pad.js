@@ -22,7 +22,7 @@ export class Pad {
 
   /** @type {Reader | undefined} */
   reader;
-  threshold = 0.45;
+  threshold = 0.55;
 
   /** @param {{ edited(): void, failed(error: unknown): void, announce(text: string): void }} page */
   constructor(page) {
