@@ -4,6 +4,7 @@
 
 import { at } from "./page.js";
 
+const CANDIDATES = 3; // among which what is shown may stand on as it is typed
 const ANNOUNCE_MS = 700; // without a key, after which a screen reader is told what is suggested
 
 export class Pad {
@@ -155,8 +156,9 @@ export class Pad {
     const edit = this.#edit;
     const { reader, prefix, text, threshold } = this;
     if (!reader || this.#area.readOnly || !prefix || !/^(\n|$)/.test(text.slice(prefix.length))) return;
-    const [best] = await reader.complete(prefix, { to: "line", threshold });
+    const found = await reader.complete(prefix, { to: "line", count: CANDIDATES, threshold });
     if (edit !== this.#edit) return; // stale
+    const best = found.find(({ text, replaced }) => !replaced && text.startsWith(this.#shown)) ?? found[0];
     if (best && !this.#shown.startsWith(best.text)) this.#show(best.text, best.replaced); // never less than before
     if (!this.#shown) return;
     const instead = this.#replaced ? ` instead of ${prefix.slice(-this.#replaced)}` : "";
