@@ -113,7 +113,7 @@ def prepare(name: str, runs: Path) -> None:
     text.write_bytes(CORPORA[name]()[0])
     train = ("training/train.py", "--data", text, "--out", folder, *TRAINED[name])
     for script in (
-        (*train, "--patience", "0"),
+        (*train, "--patience", "0", "--no-export"),
         ("export/to_onnx.py", folder / "model.safetensors"),
     ):
         subprocess.run([sys.executable, *map(str, script)], cwd=ROOT, check=True)

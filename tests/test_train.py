@@ -48,7 +48,8 @@ def command(corpus: Path, out: Path, engine: str, *more: str) -> list[str]:
         *(sys.executable, str(ROOT / "training" / "train.py"), "--data", str(corpus)),
         *("--preset", "tiny", "--engine", engine, "--out", str(out), "--steps", "24"),
         *("--window", "64", "--batch", "4", "--warmup-steps", "4", "--eval-windows", "4"),
-        *("--eval-every", "8", "--checkpoint-every", "4", "--dropout", "0.1", *more),
+        *("--eval-every", "8", "--checkpoint-every", "4", "--dropout", "0.1"),
+        *("--no-export", *more),
     ]
 
 

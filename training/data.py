@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -89,6 +90,20 @@ def _split(path: Path, split: int, window: int, name: str, summary: str = "") ->
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path}: {reason}, wanted a readable file") from None
     return Corpus(name, path, data[:split], data[split:], summary)
+
+
+def recorded_corpus(record: dict[str, Any], window: int) -> Corpus | None:
+    """The text of a record that train.py wrote, where it still is; else None."""
+    data, found = record.get("data"), record.get("data_sha256")
+    try:
+        if data:
+            path = Path(data["path"])
+            corpus = _split(path, data["train_bytes"], window, str(path))
+        else:
+            corpus = _file(_shakespeare(download=False), window)
+        return corpus if sha256(corpus.path) == found else None
+    except (DataError, OSError):
+        return None
 
 
 def batch(

@@ -30,7 +30,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, str(ROOT / "training" / "train.py"), "--data", str(data)),
         *("--out", str(out), "--preset", "tiny", "--steps", "3", "--batch", "2"),
-        *("--window", "16", "--eval-windows", "4", *more),
+        *("--window", "16", "--eval-windows", "4", "--no-export", *more),
     ]
 
 
