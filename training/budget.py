@@ -50,18 +50,19 @@ class Plan:
     def shown(self, config: TrainConfig, size: int) -> str:
         """size: bytes of the text to learn from."""
         read = config.steps * config.batch * config.window
-        loss = f", then about {self.nats_per_byte:.2f} nats/byte" if self.nats_per_byte else ""
+        loss = f", about {self.nats_per_byte:.2f} nats/byte" if self.nats_per_byte else ""
         return (
             f"planned: {config.preset or 'the shape of --start'}, {config.steps:,} steps of "
             f"{config.batch} x {config.window} bytes at {self.tokens_per_second:,.0f} a second, "
-            f"{read / size:.1f} readings of the text: {duration(self.seconds)}, "
-            f"and {duration(self.export_seconds)} to export{loss}"
+            f"{read / size:.1f} readings of the text: "
+            f"{duration(self.seconds + self.export_seconds)} in all{loss}"
         )
 
 
 @dataclass(frozen=True)
 class Speed:
     threads: int
+    start_seconds: float  # of an engine, its compilation and its first step
     step_seconds: float
     evaluation_seconds: float
     slowness: float  # seconds that pass, a second of the processor
@@ -73,10 +74,11 @@ def choose(
     teachers: Models,
     threads: int | None,
     began: float,
+    export: bool,
 ) -> tuple[TrainConfig, Plan]:
     """The settings `given` and, for the rest, what promises the lowest loss in `given["budget"]`.
-    threads: None for the fastest number. began: when the run did, by time.monotonic(). Raises
-    RunError for a budget too short."""
+    threads: None for the fastest number. began: when the run did, by time.monotonic(). export:
+    whether it ends with that. Raises RunError for a budget too short."""
     size = len(corpus.train) + len(corpus.validation)
     time_given = settings.seconds(given["budget"])
     best: tuple[TrainConfig, Plan] | None = None
@@ -86,7 +88,7 @@ def choose(
         spec, initial = first_model(config)
         counts = (threads,) if threads else (default_threads(spec), 1)
         speed = _measured(corpus, config, spec, initial, teachers, counts)
-        config, plan = _fitted(corpus, config, spec, given, speed, began)
+        config, plan = _fitted(corpus, config, spec, given, speed, began, export)
         worse = best and (plan.nats_per_byte or 0) > (best[1].nats_per_byte or 0)
         if best and (worse or plan.seconds + plan.export_seconds > time_given):
             break  # a larger one is slower still
@@ -99,14 +101,15 @@ def choose(
 
 
 def _candidates(size: int, given: dict[str, Any]) -> list[str]:
-    """Presets up to the one for a text of this size, the smallest first; or what is given."""
+    """Presets up to one above that for a text of this size, the smallest first; or what is
+    given."""
     if given.get("preset") or given.get("start"):
         return [""]
     largest = settings.for_text(size, given).preset
     names = [row[1] for row in settings.SMALL_TEXTS] + [settings.SETTINGS[0]]
-    names = names[: names.index(largest) + 1]
-    slow_to_start = given.get("compiled") or given.get("engine") == "jax"
-    return names[-1:] if slow_to_start else names
+    if given.get("compiled") or given.get("engine") == "jax":
+        return [largest]  # each takes long to compile
+    return names[: names.index(largest) + 2]
 
 
 def _measured(
@@ -118,12 +121,14 @@ def _measured(
     counts: tuple[int, ...],
 ) -> Speed:
     """With the number of threads, of `counts`, that is the fastest now."""
+    opened = time.monotonic()
     engine, config = open_engine(config, spec, teachers, load_adapters(config, spec))
     schedule, validation = scheduled(config), validation_windows(corpus, config)
     run, step_seconds = fresh(engine, schedule, initial), {}
+    advance(engine, run, schedule, config, corpus)
+    start_seconds = time.monotonic() - opened
     for threads in sorted(set(counts if config.engine == "torch" else counts[:1])):
         engine.use_threads(threads)
-        advance(engine, run, schedule, config, corpus)
         started, steps = time.monotonic(), 0
         while steps < PROBED_STEPS and time.monotonic() - started < PROBED_SECONDS:
             advance(engine, run, schedule, config, corpus)
@@ -136,7 +141,7 @@ def _measured(
     sample(spec, engine.save(engine.whole(run.average)), settings.SAMPLE_BYTES)
     passed = time.monotonic() - started
     slowness = max(1.0, passed / (time.process_time() - worked))
-    return Speed(threads, step_seconds[threads], passed, slowness)
+    return Speed(threads, start_seconds, step_seconds[threads], passed, slowness)
 
 
 def _fitted(
@@ -146,13 +151,15 @@ def _fitted(
     given: dict[str, Any],
     speed: Speed,
     began: float,
+    export: bool,
 ) -> tuple[TrainConfig, Plan]:
     """The settings with as many steps as there is time for, FEWEST_STEPS at least."""
     count, budget = parameter_count(spec), settings.seconds(config.budget)
-    ending = (EXPORT_SECONDS + EXPORT_SECONDS_A_WEIGHT * count) * speed.slowness
+    ending = export * (EXPORT_SECONDS + EXPORT_SECONDS_A_WEIGHT * count) * speed.slowness
     evaluations = int(EVALUATED_SHARE * budget / speed.evaluation_seconds)
     evaluations = min(max(evaluations, FEWEST_EVALUATIONS), settings.EVALUATIONS)
-    around = time.monotonic() - began + evaluations * speed.evaluation_seconds
+    around = time.monotonic() - began + speed.start_seconds
+    around += evaluations * speed.evaluation_seconds
     steps = int((PLANNED_SHARE * budget - around - ending) / speed.step_seconds)
     most = settings.most_steps(len(corpus.train), config)
     steps = max(min(steps, given.get("steps", most)), FEWEST_STEPS)

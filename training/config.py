@@ -70,6 +70,11 @@ class TrainConfig:
         "rank: with --start, train a product of this rank beside each hidden matrix, which then "
         "is added to it; 0: train the matrices",
     )
+    replay: float = _setting(
+        0.0,
+        "part of each batch that is taken from the text of the model of --start, which keeps it "
+        "from forgetting that",
+    )
     teachers: str = _setting(
         "",
         "several model.safetensors, a comma between: their mean probabilities are learned in "
@@ -165,10 +170,15 @@ def check(config: TrainConfig) -> None:
     rates = ("muon_learning_rate", "adam_learning_rate", "weight_decay")
     if config.lora and not config.start:
         raise RunError(f"--lora {config.lora}: wanted --start, the model to fine-tune")
+    if config.replay and not config.start:
+        raise RunError(f"--replay {config.replay}: wanted --start, whose text it takes")
     zero = ("lora", "width", "layers", "channels", "warmup_steps", "patience")
     _bounded(config, rates + zero, lambda x: 0 <= x < math.inf, "0 or more")
     _bounded(
-        config, ("dropout", "average_decay", "decay_fraction"), lambda x: 0 <= x < 1, "in [0, 1)"
+        config,
+        ("replay", "dropout", "average_decay", "decay_fraction"),
+        lambda x: 0 <= x < 1,
+        "in [0, 1)",
     )
     _bounded(config, ("clip",), lambda x: x > 0, "more than 0")
     _bounded(config, ("seed",), lambda x: 0 <= x <= MAX_SEED, f"0 to {MAX_SEED}")

@@ -125,9 +125,15 @@ def fresh(engine: Any, schedule: Schedule, initial: dict[str, np.ndarray]) -> Ru
 
 
 def advance(
-    engine: Any, run: Run, schedule: Schedule, config: TrainConfig, corpus: Corpus
+    engine: Any,
+    run: Run,
+    schedule: Schedule,
+    config: TrainConfig,
+    corpus: Corpus,
+    original: Corpus | None = None,
 ) -> tuple[float, float]:
-    """One step of `run` in place; its loss, and its gradient's norm before clipping."""
+    """One step of `run` in place; its loss, and its gradient's norm before clipping. original: the
+    text that is replayed."""
     fraction = schedule.fraction(run.step, run.memory)
     settings = {
         "step": run.step,
@@ -137,7 +143,11 @@ def advance(
         "clip": config.clip,
         "adam_beta1": schedule.adam_beta1,
     }
-    tokens = batch(corpus.train, config.seed, run.step, config.batch, config.window)
+    replayed = round(config.replay * config.batch) if original else 0
+    parts = ((corpus, config.batch - replayed), (original, replayed))
+    tokens = np.concatenate(
+        [batch(x.train, config.seed, run.step, n, config.window) for x, n in parts if x and n]
+    )
     seed = (config.seed * 1_000_003 + run.step) % 2**64
     values = run.weights, run.optimizer, run.average
     *values, loss, norm = engine.step(

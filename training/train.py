@@ -136,7 +136,9 @@ def _run(
                 path.unlink()
             if config.budget and not stored:
                 print("measuring how fast this machine trains", file=sys.stderr)
-                config, plan = choose(corpus, given, teachers, arguments.threads, began)
+                config, plan = choose(
+                    corpus, given, teachers, arguments.threads, began, not arguments.no_export
+                )
                 spec, initial = first_model(config)
                 threads = plan.threads
             job = Job(config, spec, initial, stored, teachers, plan, threads, out, began)
@@ -181,6 +183,8 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
     if config.lora or (config.start and not stored):
         record["start_sha256"] = sha256(Path(config.start))
     original = original_corpus(config) if config.start else None
+    if config.replay and not original:
+        raise RunError(f"--replay {config.replay}: the text of {config.start} is not at hand")
     schedule = scheduled(config)
 
     def loss_on(text: Corpus) -> float:
@@ -262,7 +266,7 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
             if step > saved and (ending_now or step % config.checkpoint_every == 0):
                 checkpoint = snapshot(engine, run, spec, record, time.monotonic() - job.began)
             status, before = schedule.status(run.step, run.memory), time.monotonic()
-            loss, norm = advance(engine, run, schedule, config, corpus)
+            loss, norm = advance(engine, run, schedule, config, corpus, original)
             speed = config.batch * config.window / (time.monotonic() - before)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise Diverged(f"loss {loss}, gradient norm {norm}")
