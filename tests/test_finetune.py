@@ -15,10 +15,10 @@ from test_train import command as train
 
 from tsm.training import engine_jax, engine_torch, model
 from tsm.training.checkpoint import load_model, read_arrays, save_model
-from tsm.training.config import TrainConfig
-from tsm.training.data import sha256
+from tsm.training.config import RunError, TrainConfig, check
+from tsm.training.data import open_corpus, sha256
 from tsm.training.lora import Adapters, adapter_table, merged
-from tsm.training.run import mean_loss
+from tsm.training.run import Run, advance, mean_loss, original_corpus, scheduled
 
 __all__ = ["corpus"]  # a fixture
 RANK = 3
@@ -90,24 +90,44 @@ def test_fine_tuning_killed_goes_on_as_if_it_had_not_been(tmp_path, other, start
     forgotten = [line for line in metrics(out) if line["kind"] == "original"]
     assert forgotten[0]["nats_per_byte"] == record["original_nats_at_start"]
     assert "validation of the text it came from" in (out / "report.html").read_text()
-    done = finish(train(other, out, "torch", *options, "--steps", "26"))
-    assert re.search(r"on the text that it came from: \d\.\d{4} nats/byte, ", done.stderr)
 
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(start.read_bytes())
-    options = "--start", str(moved), "--lora", "2"
-    done = finish(train(other, tmp_path / "moved", "torch", *options))
-    assert done.returncode == 0
-    assert "the text that it came from is not at hand" in done.stderr
+    options = "--start", str(moved), "--lora", "2", "--steps", "4"
+    assert original_corpus(TrainConfig(start=str(moved))) is None  # no record beside it
+    moved.with_suffix(".json").write_bytes(start.with_suffix(".json").read_bytes())
+    done = finish(train(other, tmp_path / "moved", "torch", *options, "--replay", "0.5"))
+    assert re.search(r"on the text that it came from: \d\.\d{4} nats/byte, ", done.stderr)
     save_model(moved, SPEC, model.initialise(SPEC, 5))
-    done = finish(train(other, tmp_path / "moved", "torch", *options, "--steps", "26"))
+    done = finish(train(other, tmp_path / "moved", "torch", *options, "--replay", "0.5"))
     assert done.returncode == 2 and "has changed since" in done.stderr
 
 
-def test_lora_wants_a_model_to_start_from(tmp_path, other):
-    done = finish(train(other, tmp_path / "run", "torch", "--lora", "4"))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "--lora 4: wanted --start" in done.stderr
+def test_a_part_of_each_batch_is_replayed(corpus, other):
+    """Rows of the text, then rows of the original's."""
+    drawn = []
+
+    class Engine:
+        def step(self, weights, optimizer, average, tokens, *rest):
+            drawn.append(tokens)
+            return weights, optimizer, average, 1.0, 1.0
+
+    config = TrainConfig(batch=4, window=32, start="x", replay=0.25, warmup_steps=0)
+    text, original = open_corpus(other, 32), open_corpus(corpus, 32)
+    run = Run(0, {}, {}, {}, {})
+    for _ in range(2):
+        advance(Engine(), run, scheduled(config), config, text, original)
+    texts = [bytes(text.train), bytes(original.train)]
+    for tokens in drawn:
+        rows = [bytes(row.astype(np.uint8)) for row in tokens]
+        assert [row in texts[0] for row in rows] == [True, True, True, False]
+        assert rows[3] in texts[1]
+
+
+@pytest.mark.parametrize("given", [{"lora": 4}, {"replay": 0.5}])
+def test_fine_tuning_wants_a_model_to_start_from(given):
+    with pytest.raises(RunError, match=r": wanted --start"):
+        check(TrainConfig(**given))
 
 
 def test_an_ensemble_is_one_command_that_goes_on(tmp_path, corpus):
@@ -116,8 +136,7 @@ def test_an_ensemble_is_one_command_that_goes_on(tmp_path, corpus):
     assert whole.returncode == 0, whole.stderr
     out = tmp_path / "stopped"
     command = train(corpus, out, "torch", *options)
-    for folder in ("teacher-2", "."):
-        finish_until(command, out / folder / "metrics.jsonl")
+    finish_until(command, out / "teacher-2" / "metrics.jsonl")
     assert finish(command).returncode == 0
     for folder in ("teacher-1", "teacher-2", "."):
         assert metrics(out / folder) == metrics(tmp_path / "whole" / folder)

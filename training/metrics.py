@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -62,19 +63,15 @@ class Log:
         self.board.close()
 
 
-def _wandb(out: Path, record: dict[str, Any]) -> Callable[..., Any]:
-    import wandb
-
-    return wandb.init(project="tsm", name=out.name, dir=out, config=record).log
+def _wandb(package: Any, out: Path, record: dict[str, Any]) -> Callable[..., Any]:
+    return package.init(project="tsm", name=out.name, dir=out, config=record).log
 
 
-def _mlflow(out: Path, record: dict[str, Any]) -> Callable[..., Any]:
-    import mlflow
-
-    mlflow.set_experiment("tsm")
-    mlflow.start_run(run_name=out.name)  # which ends with the process
-    mlflow.log_params(record["config"])
-    return mlflow.log_metrics
+def _mlflow(package: Any, out: Path, record: dict[str, Any]) -> Callable[..., Any]:
+    package.set_experiment("tsm")
+    package.start_run(run_name=out.name)  # which ends with the process
+    package.log_params(record["config"])
+    return package.log_metrics
 
 
 TRACKERS = {"wandb": _wandb, "mlflow": _mlflow}
@@ -82,7 +79,7 @@ TRACKERS = {"wandb": _wandb, "mlflow": _mlflow}
 
 def _opened(name: str, out: Path, record: dict[str, Any]) -> Callable[..., Any]:
     try:
-        return TRACKERS[name](out, record)
+        return TRACKERS[name](importlib.import_module(name), out, record)
     except Exception as error:  # of a package whose errors are its own
         reason = str(error).partition("\n")[0]
         raise RunError(f"--log {name}: {reason}") from None

@@ -310,6 +310,7 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
     elif config.start:
         say("the text that it came from is not at hand: what it has forgotten is not measured")
     if out == Path(arguments.out):  # no teacher
+        interrupt.end_at_once(f"interrupted; {out / MODEL} is written, the same command goes on")
         column = [] if arguments.column is None else ["--column", arguments.column]
         leave(view, out, config, best, [*arguments.data, *column], not arguments.no_export)
     if job.plan:
