@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -121,3 +124,31 @@ def test_the_law_is_the_fit_to_the_runs_and_within_a_quarter_of_each(monkeypatch
     for row in rows:
         assert 0.8 < fit.expected(row, *law) / row["nats_per_byte"] < 1.25, row
     sys.modules.pop("results", None)
+
+
+def test_a_run_with_a_budget_says_what_to_expect_and_goes_on_by_its_plan(tmp_path):
+    (tmp_path / "text").write_bytes(b" ".join(w.encode() for w in WORDS * 120))
+    out = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "training/train.py"), "--data", str(tmp_path / "text")]
+    command += ["--out", str(out), "--budget", "5m", "--preset", "tiny", "--window", "64"]
+    command += ["--checkpoint-every", "10", "--patience", "0", "--no-export"]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (out / "checkpoint.safetensors").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    planned = re.search(r"planned: .+", first.communicate()[1])
+    assert planned
+    steps = re.search(
+        r"planned: tiny, (\d+) steps of 4 x 64 bytes at [\d,]+ a second, "
+        r"11.\d readings of the text: [\dms ]+ in all, about [\d.]+ nats/byte on held-out text",
+        planned[0],
+    )
+    assert steps
+    second = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert planned[0] in second.stderr and "took " in second.stderr
+    record = json.loads((out / "model.json").read_text())
+    assert record["config"]["steps"] == int(steps[1]) and record["plan"]["seconds"] > 0
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == int(steps[1])
+    assert "<h2>Planned, and what came</h2>" in (out / "report.html").read_text()

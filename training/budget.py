@@ -50,7 +50,11 @@ class Plan:
     def shown(self, config: TrainConfig, size: int) -> str:
         """size: bytes of the text to learn from."""
         read = config.steps * config.batch * config.window
-        loss = f", about {self.nats_per_byte:.2f} nats/byte" if self.nats_per_byte else ""
+        loss = (
+            f", about {self.nats_per_byte:.2f} nats/byte on held-out text"
+            if self.nats_per_byte
+            else ""
+        )
         return (
             f"planned: {config.preset or 'the shape of --start'}, {config.steps:,} steps of "
             f"{config.batch} x {config.window} bytes at {self.tokens_per_second:,.0f} a second, "
@@ -162,7 +166,8 @@ def _fitted(
     around += evaluations * speed.evaluation_seconds
     steps = int((PLANNED_SHARE * budget - around - ending) / speed.step_seconds)
     most = settings.most_steps(len(corpus.train), config)
-    steps = max(min(steps, given.get("steps", most)), FEWEST_STEPS)
+    most = given.get("steps", most)
+    steps = max(min(steps, most), min(FEWEST_STEPS, most))
     fitted = {
         "preset": config.preset,
         "batch": config.batch,

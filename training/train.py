@@ -1,12 +1,13 @@
 """Trains a model on any file of bytes.
 
-    python training/train.py --data my.txt --out runs/mine
-    python training/train.py --data my.txt --out runs/mine --start models/shakespeare.safetensors
+    python training/train.py --data my.txt --budget 30m
+    python training/train.py --data my.txt --start models/shakespeare.safetensors --out runs/mine
 
 Stop it at any moment (Ctrl-C, kill -9, a power cut); the same command goes on from its last
 checkpoint, and its losses are those of a run that was never stopped. In the run's folder:
 model.safetensors, the averaged weights of the best evaluation so far, and model.json, how they
-were made; metrics.jsonl and TensorBoard events; checkpoint.safetensors.
+were made; metrics.jsonl and TensorBoard events; checkpoint.safetensors; at the end report.html and
+an artifact for a device.
 """
 
 from __future__ import annotations
@@ -120,8 +121,10 @@ def _run(
     stored = read_checkpoint(out / CHECKPOINT) if (out / CHECKPOINT).exists() else None
     plan, initial = None, {}
     if stored:
-        config, spec = TrainConfig(**{**stored.record["config"], **given}), stored.spec
         plan = Plan(**stored.record["plan"]) if stored.record.get("plan") else None
+        if plan and "budget" in given:  # which found the number of steps
+            given = {**given, "steps": stored.record["config"]["steps"]}
+        config, spec = TrainConfig(**{**stored.record["config"], **given}), stored.spec
         began = time.monotonic() - stored.seconds
     else:
         config = settings.for_text(len(corpus.train) + len(corpus.validation), given)
@@ -182,7 +185,8 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
         record["teachers_sha256"] = [sha256(Path(path)) for path in config.teachers.split(",")]
     if config.lora or (config.start and not stored):
         record["start_sha256"] = sha256(Path(config.start))
-    original = original_corpus(config) if config.start else None
+    measured = not stored or "original_nats_at_start" in stored.record
+    original = original_corpus(config) if config.start and measured else None
     if config.replay and not original:
         raise RunError(f"--replay {config.replay}: the text of {config.start} is not at hand")
     schedule = scheduled(config)
