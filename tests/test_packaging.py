@@ -134,6 +134,7 @@ def contents(wheel: Path, *packages: str) -> tuple[set[str], set[str]]:
     sources_in_c = [path.relative_to(ROOT) for path in (ROOT / "runtime/native").glob("*.[ch]")]
     native = ["runtime/native/libtsm.abi3.so", *sources_in_c]
     other = ["__init__.py", "runtime/py.typed", MODEL.relative_to(ROOT)]
+    other += ["training/report.html"] if "training" in packages else []
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
     found = {name for name in names if ".dist-info/" not in name}

@@ -86,8 +86,7 @@ def _content(out: Path) -> dict[str, Any]:
                 [line["step"] for line in original],
                 [line["nats_per_byte"] for line in original],
             )
-        peak = best["config"]["muon_learning_rate"]
-        rates = {"Muon": (steps, [peak * line["rate"] for line in train])}
+        rates = {"": (steps, [line["rate"] for line in train])}
         passage, no_passage = _passage(out, best)
         return {
             "title": f"Training of {out.resolve().name}",
@@ -95,7 +94,7 @@ def _content(out: Path) -> dict[str, Any]:
             f"step {best['step']}, {best['parameters']:,} parameters, {duration(seconds)}.",
             "planned": _planned(best, train, seconds),
             "loss": _chart("nats a byte, by step", losses),
-            "rate": _chart("of Muon, by step", rates),
+            "rate": _chart("part of its peak, by step", rates),
             "samples": _spaced([(x["step"], x["sample"]) for x in validation if "sample" in x]),
             "passage": passage,
             "no_passage": no_passage,
@@ -112,7 +111,7 @@ def _planned(best: dict[str, Any], train: list[dict], seconds: float) -> list[tu
     plan = best.get("plan")
     if not plan:
         return []
-    speed = float(np.mean([line["tokens_per_second"] for line in train]))
+    speed = 1 / np.mean([1 / line["tokens_per_second"] for line in train])
     rows = [
         ("training", duration(plan["seconds"]), duration(seconds)),
         ("bytes a second", f"{plan['tokens_per_second']:,.0f}", f"{speed:,.0f}"),
