@@ -6,14 +6,14 @@ The loss is that of loss_law.py.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from . import config as settings
 from .config import RunError, TrainConfig
 from .data import Corpus
-from .loss_law import expected_loss
+from .loss_law import expected_loss, ngram_loss
 from .run import (
     Arrays,
     Models,
@@ -37,13 +37,13 @@ FEWEST_STEPS = 20
 EVALUATED_SHARE, FEWEST_EVALUATIONS = 0.15, 5  # of the budget, where evaluations take long
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What is expected of a run before it starts."""
 
     seconds: float  # from the start of the command to the last step
     tokens_per_second: float
-    nats_per_byte: float | None  # on the held-out text; None where the law was not fitted
+    nats_per_byte: float | None  # on the held-out text; None of a model that starts from another
     threads: int
     export_seconds: float
 
@@ -63,7 +63,7 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Speed:
     threads: int
     start_seconds: float  # of an engine, its compilation and its first step
@@ -85,6 +85,7 @@ def choose(
     whether it ends with that. Raises RunError for a budget too short."""
     size = len(corpus.train) + len(corpus.validation)
     time_given = settings.seconds(given["budget"])
+    ngram = None if given.get("start") else ngram_loss(corpus)
     best: tuple[TrainConfig, Plan] | None = None
     for preset in _candidates(size, given):
         named = {"preset": preset} if preset else {}
@@ -93,6 +94,10 @@ def choose(
         counts = (threads,) if threads else (default_threads(spec), 1)
         speed = _measured(corpus, config, spec, initial, teachers, counts)
         config, plan = _fitted(corpus, config, spec, given, speed, began, export)
+        if ngram is not None:
+            sizes = len(corpus.train), parameter_count(spec)
+            loss = expected_loss(ngram, *sizes, config.steps * config.batch * config.window)
+            plan = dataclasses.replace(plan, nats_per_byte=loss)
         worse = best and (plan.nats_per_byte or 0) > (best[1].nats_per_byte or 0)
         if best and (worse or plan.seconds + plan.export_seconds > time_given):
             break  # a larger one is slower still
@@ -107,7 +112,7 @@ def choose(
 def _candidates(size: int, given: dict[str, Any]) -> list[str]:
     """Presets up to one above that for a text of this size, the smallest first; or what is
     given."""
-    if given.get("preset") or given.get("start"):
+    if any(given.get(name) for name in ("preset", "start", "width", "layers", "channels")):
         return [""]
     largest = settings.for_text(size, given).preset
     names = [row[1] for row in settings.SMALL_TEXTS] + [settings.SETTINGS[0]]
@@ -175,11 +180,10 @@ def _fitted(
     }
     config = settings.for_text(len(corpus.train), {**fitted, **given, "steps": steps})
     tokens = config.batch * config.window
-    learned = not (config.start or config.teachers)  # what the law was fitted to
     return config, Plan(
         seconds=around + steps * speed.step_seconds,
         tokens_per_second=tokens / speed.step_seconds,
-        nats_per_byte=expected_loss(corpus, count, steps * tokens) if learned else None,
+        nats_per_byte=None,
         threads=speed.threads,
         export_seconds=ending,
     )

@@ -21,16 +21,15 @@ ORDER = 3  # bytes before the one that is predicted
 COUNTED_BYTES, SCORED_BYTES = 1_000_000, 100_000
 
 
-def expected_loss(corpus: Corpus, parameters: int, tokens: float) -> float:
-    """Nats a byte on the held-out text, of a model that starts from nothing."""
-    size = len(corpus.train)
-    return SCALE * ngram_loss(corpus) * factor(size, parameters, tokens, TOKENS, PARAMETERS)
+def expected_loss(ngram: float, size: int, parameters: int, tokens: float) -> float:
+    """Nats a byte on the held-out text, of a model that starts from nothing. ngram: `ngram_loss`.
+    size: bytes of the text to learn from."""
+    return SCALE * ngram * factor(size, parameters, tokens, TOKENS, PARAMETERS)
 
 
 def factor(
     size: int, parameters: int, tokens: float, token_exponent: float, parameter_exponent: float
 ) -> float:
-    """size: bytes of the text to learn from."""
     return worth(size, tokens) ** -token_exponent * parameters**-parameter_exponent
 
 
