@@ -121,7 +121,7 @@ def prepare(name: str, runs: Path) -> None:
         path.write_bytes(part)
     train = ("training/train.py", "--data", text, "--out", folder, *TRAINED[name], "--compiled")
     for script in (
-        (*train, "--patience", "0"),
+        (*train, "--patience", "0", "--no-export"),
         ("export/to_onnx.py", folder / "model.safetensors"),
     ):
         subprocess.run([sys.executable, *map(str, script)], cwd=ROOT, check=True)

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
 
-from .corpora import CORPORA, find
+from .corpora import CORPORA, find, sha256
 from .documents import CORPUS, TABLES, DataError, assemble, is_documents
 
 
@@ -81,6 +82,20 @@ def _split(path: Path, sizes: tuple[int, int], window: int, name: str, summary: 
         raise DataError(f"{path}: {reason}, wanted a readable file") from None
     train, validation, test = np.split(data, np.cumsum(sizes))
     return Corpus(name, path, train, validation, test, summary)
+
+
+def recorded_corpus(record: dict[str, Any], window: int) -> Corpus | None:
+    """The text of a record that train.py wrote, where it still is; else None."""
+    data, found = record.get("data"), record.get("data_sha256")
+    try:
+        if data:
+            path = Path(data["path"])
+            corpus = _split(path, data["train_bytes"], window, str(path))
+        else:
+            corpus = _file(_shakespeare(download=False), window)
+        return corpus if sha256(corpus.path) == found else None
+    except (DataError, OSError):
+        return None
 
 
 def batch(
