@@ -90,9 +90,10 @@ def recorded_corpus(record: dict[str, Any], window: int) -> Corpus | None:
     try:
         if data:
             path = Path(data["path"])
-            corpus = _split(path, data["train_bytes"], window, str(path))
+            sizes = data["train_bytes"], data["validation_bytes"]
+            corpus = _split(path, sizes, window, str(path))
         else:
-            corpus = _file(_shakespeare(download=False), window)
+            corpus = open_corpus("shakespeare", window)
         return corpus if sha256(corpus.path) == found else None
     except (DataError, OSError):
         return None

@@ -144,7 +144,9 @@ def _passage(out: Path, best: dict[str, Any]) -> tuple[list[tuple[str, str, str]
         return [], "The text is no longer where it was."
     if sha256(path) != best["data_sha256"]:
         return [], "The text has changed since."
-    held_out = np.memmap(path, dtype=np.uint8, mode="r")[data["train_bytes"] :]
+    held_out = np.memmap(path, dtype=np.uint8, mode="r")[data["train_bytes"] :][
+        : data["validation_bytes"]
+    ]
     start = max(0, len(held_out) // 2 - PASSAGE_BYTES)
     part = bytes(held_out[start : start + 2 * PASSAGE_BYTES])
     line = part.find(b"\n", 0, PASSAGE_BYTES) + 1  # 0, where none begins

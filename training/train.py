@@ -174,7 +174,11 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
     record = {
         "command": " ".join(sys.argv),
         "config": dataclasses.asdict(config),
-        "data": {"path": str(corpus.path.resolve()), "train_bytes": len(corpus.train)},
+        "data": {
+            "path": str(corpus.path.resolve()),
+            "train_bytes": len(corpus.train),
+            "validation_bytes": len(corpus.validation),
+        },
         "data_sha256": sha256(corpus.path),
         "documents": corpus.summary,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",

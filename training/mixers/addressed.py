@@ -88,12 +88,12 @@ def step_form(
     memory: Float[Array, "B H K W"],
 ) -> tuple[Float[Array, "B H 1 W"], Float[Array, "B H K W"]]:
     """One token, as the equations at the top have it. gain: cos(rho) T, real and imaginary part."""
-    real, imaginary = (part if part is None else part[..., None] for part in gain)
+    real, imaginary = gain[0][..., None], gain[1]
     held = key @ memory  # (B, H, 1, W)
     change = (real - 1) * held
     update = coupling[..., None] * value  # (B, H, 1, V)
     if imaginary is not None:
-        width = value.shape[-1]
+        imaginary, width = imaginary[..., None], value.shape[-1]
         turned = [-imaginary * held[..., width:], imaginary * held[..., :width]]
         change = change + xp.concat(turned, axis=-1)
         update = xp.concat([update, xp.zeros_like(update)], axis=-1)
@@ -198,10 +198,10 @@ def addressed_splitter(
     radius, slow = (math.pi / 2 * sigmoid(xp, raw[part]) for part in ("radius", "decay"))
     delta = math.pi * xp.tanh(raw["delta"])
     if spec.switches["rotation"]:
-        parts = poincare(xp, delta, math.pi / 4 * xp.tanh(raw["chi"]))
+        real, imaginary = poincare(xp, delta, math.pi / 4 * xp.tanh(raw["chi"]))
+        gain = xp.cos(radius) * real, xp.cos(radius) * imaginary
     else:
-        parts = xp.cos(delta), None
-    gain = tuple(part if part is None else xp.cos(radius) * part for part in parts)
+        gain = xp.cos(radius) * xp.cos(delta), None
 
     projected = linear(xp, x, weights[f"{name}.in"])  # (B, L, H(2K + V + W))
     window = xp.concat([state["projected"], projected[..., :inner]], axis=1)
