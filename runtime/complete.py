@@ -45,10 +45,10 @@ from .text import printable
 THRESHOLD = 0.55  # of probability: of what is shown two thirds or more are right
 MAX_BYTES = 48  # of a completion
 CONTEXT_BYTES = 1024  # read again after a jump; the model is trained on windows of 256
-DENSE_BYTES = 64  # before the cursor, at each of which a deletion costs nothing: no word is longer
+DENSE_BYTES = 32  # before the cursor, at each of which a deletion costs nothing: no word is longer
 SPARSE_BYTES = 64  # between two places that are kept before those
-PLACES = 128  # of the text, kept at once: 50 KB each with the shipped model
-LOOKAHEAD = 128  # places beside the text, kept within a word
+PLACES = 52  # of the text, kept at once: 40 KB each with the shipped model
+LOOKAHEAD = 24  # places beside the text, kept within a word
 CANDIDATES = 3  # words looked for at least: the most probable may be short and save few keys
 STEPS = 16  # bytes that may be looked at for each of them
 EDIT_PROBABILITY = 2e-3  # of one certain typing error in a word, times how likely a word has one

@@ -22,6 +22,7 @@ from tsm.runtime.complete import (
     LOOKAHEAD,
     PLACES,
     REPEATED,
+    SPARSE_BYTES,
     STEPS,
     Completer,
     Completion,
@@ -164,7 +165,7 @@ def test_a_jump_reads_no_more_than_the_context_and_what_is_kept_is_bounded(model
         for i in range(250):  # held down: never more than from one place that is kept to the next
             reads.since()
             completer.follow(long[: 2300 - i])
-            assert reads.since() <= 2 * DENSE_BYTES
+            assert reads.since() <= 2 * SPARSE_BYTES
 
 
 def test_two_texts_of_one_model_and_a_stream_do_not_mix(model):
