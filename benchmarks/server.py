@@ -438,7 +438,7 @@ def measure_lm_eval(windows: int = 435, window: int = 256) -> dict[str, Any]:
     evaluate += ["--limit", limit, "--window", window, "--json"]
     done = subprocess.run([str(p) for p in evaluate], capture_output=True, text=True, check=True)
     wanted = json.loads(done.stdout)
-    path = re.match(r"(.*), the part .*: bytes ([\d,]+) to", wanted["text"])
+    path = re.match(r"(.*), its held-out part: bytes ([\d,]+) to", wanted["text"])
     start = int(path[2].replace(",", ""))
     text = Path(path[1]).read_bytes()[start : start + limit]
     with tempfile.TemporaryDirectory() as folder, Served("--log-level", "warning") as server:
