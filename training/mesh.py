@@ -35,9 +35,9 @@ GATHERED = "gathered weight"  # not kept for the backward pass, but gathered aga
 ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
 
 
-def make_mesh(text: str) -> Mesh:
+def make_mesh(text: str) -> Mesh | None:
     """All devices as `text` has it, `fsdp=4,sequence=2` say; `data` takes those that are left.
-    Raises RunError."""
+    None for one device. Raises RunError."""
     count, sizes = jax.device_count(), {}
     for part in text.split(",") if text else []:
         name, _, size = part.partition("=")
@@ -47,6 +47,8 @@ def make_mesh(text: str) -> Mesh:
     sizes.setdefault(DATA, max(1, count // math.prod(sizes.values())))
     if (wanted := math.prod(sizes.values())) != count:
         raise RunError(f"--mesh {text}: {wanted} devices, found {count}")
+    if count == 1:
+        return None
     shape, kinds = tuple(sizes.get(axis, 1) for axis in AXES), (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(shape, AXES, kinds)  # Auto: XLA places what no line here does
 
@@ -70,7 +72,9 @@ def check(mesh: Mesh, config: TrainConfig, specs: Sequence[ModelSpec]) -> None:
                 )
         if parts > 1 and config.window // parts < spec.compression - 1:
             least = parts * (spec.compression - 1)
-            raise RunError(f"--window {config.window}: wanted {least} at least for sequence={parts}")
+            raise RunError(
+                f"--window {config.window}: wanted {least} at least for sequence={parts}"
+            )
 
 
 def partitions(spec: ModelSpec, names: Iterable[str]) -> dict[str, P]:
@@ -112,7 +116,7 @@ class Engine(engine_jax.Engine):
         whole = NamedSharding(mesh, P())
         self._losses = jax.jit(self._plain_losses, out_shardings=whole)
         self._gather = jax.jit(lambda arrays: arrays, out_shardings=whole)
-        self.copy = jax.jit(lambda arrays: jax.tree.map(jnp.copy, arrays))
+        self.kept = jax.jit(lambda arrays: jax.tree.map(jnp.copy, arrays))
 
     def shardings(self, names: Iterable[str], spec: ModelSpec | None = None) -> dict[str, Any]:
         found = partitions(spec or self.spec, names)

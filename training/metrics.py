@@ -53,6 +53,16 @@ class Log:
         self.board.close()
 
 
+class NoLog:
+    """Of a process that does not write."""
+
+    def write(self, *_: object, **__: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _lines_until(path: Path, step: int) -> list[bytes]:
     """The whole lines up to this step. A last line without its end was cut off by a kill."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []

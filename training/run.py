@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import read_arrays
+from .checkpoint import read_arrays, write_arrays
 from .config import FREE_TO_CHANGE, RunError, TrainConfig
 from .data import Corpus, batch
 from .schedule import SCHEDULES, Schedule
 from .spec import ModelSpec, SpecError, check_weights
 
 CHECKPOINT = "checkpoint.safetensors"  # in the run's folder
+CHECKPOINT_OF_MESH = "checkpoint"  # in its place, where a run is or was on several devices
 PARTS = ("weights", "optimizer", "average")
 
 
@@ -55,7 +56,8 @@ def advance(
         "clip": config.clip,
         "adam_beta1": schedule.adam_beta1,
     }
-    tokens = batch(corpus.train, config.seed, run.step, config.batch, config.window)
+    part = engine.rows(config.batch)
+    tokens = batch(corpus.train, config.seed, run.step, config.batch, config.window, part)
     seed = (config.seed * 1_000_003 + run.step) % 2**64
     values = run.weights, run.optimizer, run.average
     *values, loss, norm = engine.step(
@@ -75,7 +77,7 @@ def snapshot(
     arrays = {
         f"{part}/{name}": array
         for part in PARTS
-        for name, array in engine.save(getattr(run, part)).items()
+        for name, array in engine.kept(getattr(run, part)).items()
     }
     texts = {"memory": run.memory, "record": record}
     metadata = {name: json.dumps(value) for name, value in texts.items()}
@@ -97,9 +99,39 @@ class Checkpoint:
     seconds: float  # that the run has taken
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises RunError for a file that is no checkpoint."""
-    arrays, metadata = read_arrays(path)
+class CheckpointFile:
+    """The checkpoint of a run on one device; checkpoint_folder.py has that of a mesh."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        write_arrays(self.path, arrays, metadata)
+
+    def read(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        return read_arrays(self.path)
+
+    def close(self) -> None:
+        pass
+
+
+def checkpoint_in(out: Path, on_mesh: bool = False) -> Any:
+    """Where the checkpoints of the run in that folder are. on_mesh: new ones, at least."""
+    if on_mesh or (out / CHECKPOINT_OF_MESH).exists():
+        from .checkpoint_folder import CheckpointFolder
+
+        return CheckpointFolder(out / CHECKPOINT_OF_MESH)
+    return CheckpointFile(out / CHECKPOINT)
+
+
+def read_checkpoint(out: Path) -> Checkpoint | None:
+    """Of the run in that folder. Raises RunError for a file that is no checkpoint."""
+    checkpoints = checkpoint_in(out)
+    path = checkpoints.path
+    if not path.exists():
+        return None
+    arrays, metadata = checkpoints.read()
+    checkpoints.close()
     try:
         spec, record = ModelSpec.from_json(metadata["spec"]), json.loads(metadata["record"])
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}

@@ -12,6 +12,7 @@ were made; metrics.jsonl and TensorBoard events; checkpoint.safetensors.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,6 +20,7 @@ import math
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -42,17 +44,18 @@ with needs("tsm-train", "train"):
 
     from . import config as settings
     from . import model
-    from .checkpoint import load_model, save_model, write_arrays
+    from . import processes as hosts
+    from .checkpoint import load_model, save_model
     from .config import RunError, TrainConfig
     from .data import Corpus, DataError, fresh_windows, open_corpus, sha256
     from .interrupt import Interrupt
-    from .metrics import Log
+    from .metrics import Log, NoLog
     from .run import (
-        CHECKPOINT,
         PARTS,
         Checkpoint,
         advance,
         check_unchanged,
+        checkpoint_in,
         fresh,
         read_checkpoint,
         scheduled,
@@ -77,7 +80,8 @@ class Diverged(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command("tsm-train", lambda: _start(_parse(argv)), DataError, RunError, SpecError)
+    code = run_command("tsm-train", lambda: _start(_parse(argv)), DataError, RunError, SpecError)
+    return hosts.leave(code)
 
 
 def _start(arguments: argparse.Namespace) -> None:
@@ -87,8 +91,25 @@ def _start(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     settings.check(TrainConfig(**given))
     window = given.get("window", TrainConfig.window)
-    corpus = open_corpus(arguments.data, window, arguments.download, arguments.column, out)
-    stored = read_checkpoint(out / CHECKPOINT) if (out / CHECKPOINT).exists() else None
+    if arguments.mesh or arguments.coordinator:  # before JAX looks for its devices
+        arguments.threads = arguments.threads or default_threads()
+        prepare_threads(arguments.threads)
+    processes = hosts.join(arguments)
+    with processes.together():
+        _prepare(given, window, out, processes, arguments, interrupt)
+
+
+def _prepare(
+    given: dict[str, Any],
+    window: int,
+    out: Path,
+    processes: hosts.Processes,
+    arguments: argparse.Namespace,
+    interrupt: Interrupt,
+) -> None:
+    with processes.in_turn():
+        corpus = open_corpus(arguments.data, window, arguments.download, arguments.column, out)
+    stored = read_checkpoint(out)
     if stored:
         config, spec = TrainConfig(**{**stored.record["config"], **given}), stored.spec
         initial: Arrays = {}
@@ -97,11 +118,13 @@ def _start(arguments: argparse.Namespace) -> None:
         spec, initial = first_model(config)
     teachers = load_teachers(config, spec)
     out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, timeout=0)  # let go by the system, however the process ends
     try:
-        with FileLock(out / LOCK, timeout=0):  # let go by the system, however the process ends
-            for path in out.glob("*.partial"):  # of a run that was killed while it wrote
-                path.unlink()
-            _train(config, corpus, spec, initial, stored, teachers, out, arguments, interrupt)
+        with lock if processes.first else contextlib.nullcontext():
+            for path in out.glob("*.partial") if processes.first else ():
+                path.unlink()  # of a run that was killed while it wrote
+            run = config, corpus, spec, initial, stored, teachers, out
+            _train(*run, processes, arguments, interrupt)
     except Timeout:
         raise RunError(f"{out}: another training is writing there, wanted one") from None
 
@@ -114,15 +137,17 @@ def _train(
     stored: Checkpoint | None,
     teachers: Models,
     out: Path,
+    processes: hosts.Processes,
     arguments: argparse.Namespace,
     interrupt: Interrupt,
 ) -> None:
     """initial: the weights of a new run. stored: the checkpoint that a run goes on from."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not processes.first)
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     threads = arguments.threads or default_threads(spec)
     prepare_threads(threads)
-    engine, config = _engine(config, spec, teachers)
+    engine, config, mesh = _engine(config, spec, teachers, arguments.mesh)
+    checkpoints = checkpoint_in(out, on_mesh=mesh is not None)
     record = {
         "command": " ".join(sys.argv),
         "config": dataclasses.asdict(config),
@@ -140,7 +165,7 @@ def _train(
         parts = {part: engine.load(getattr(stored.run, part)) for part in PARTS}
         run, best = dataclasses.replace(stored.run, **parts), read_best(out / RECORD)
         origin = f", a run that started from {config.start}" if config.start else ""
-        say(f"going on from {out / CHECKPOINT}{origin}")
+        say(f"going on from {checkpoints.path}{origin}")
         if run.step >= config.steps:
             say(f"its {run.step} steps are done; a larger --steps goes on")
     else:
@@ -161,7 +186,7 @@ def _train(
     if config.compiled or config.engine == "jax":
         say(f"compiling, about {COMPILING[config.engine]}; Ctrl-C ends it")
     validation = validation_windows(corpus, config)
-    log = Log(out, run.step if stored else -1)
+    log = Log(out, run.step if stored else -1) if processes.first else NoLog()
     started = time.monotonic() - (stored.seconds if stored else 0)
 
     def evaluate() -> dict[str, Any]:
@@ -177,6 +202,8 @@ def _train(
         hours = (time.monotonic() - started) / 3600
         result = {"step": run.step, "hours": hours, "validation_nats_per_byte": nats}
         average = engine.save(run.average)
+        if not processes.first:
+            return record | result
         save_model(out / MODEL, spec, average, record=record | result)
         say(f"step {run.step}: validation {nats:.4f} nats/byte")
         text = sample(spec, average, SAMPLE_BYTES)
@@ -196,7 +223,8 @@ def _train(
             best = evaluate()  # so that no model is written that is worse
         while True:
             step = run.step
-            ending = interrupt.received or overfits() or step >= config.steps
+            signalled = processes.any(bool(interrupt.received))
+            ending = signalled or overfits() or step >= config.steps
             if ending and step == saved:
                 break
             checkpoint = None
@@ -208,7 +236,7 @@ def _train(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise Diverged(f"loss {loss}, gradient norm {norm}")
             if checkpoint:  # not before a step from it has shown that it is good
-                write_arrays(out / CHECKPOINT, *checkpoint)
+                checkpoints.write(*checkpoint)
                 saved = step
             if ending:
                 run.step = step  # the step after it was made to show that, and is not kept
@@ -221,21 +249,22 @@ def _train(
             progress.update(task, completed=run.step, description=description)
             if run.step % config.eval_every == 0 or run.step == config.steps:
                 best = evaluate()
-        if not (best or interrupt.received):  # someone has taken the file away
+        if not (best or signalled):  # someone has taken the file away
             best = evaluate()
     except Diverged as error:
         progress.stop()
         kept = [f"the model of step {best['step']}"] if best else []
-        kept += [f"the checkpoint of step {saved}"] if (out / CHECKPOINT).exists() else []
+        kept += [f"the checkpoint of step {saved}"] if checkpoints.path.exists() else []
         stay = f"; {' and '.join(kept)} stay in {out}" if kept else ""
         say(f"step {run.step}: {error}: stopped{stay}. A lower learning rate may help.")
         raise SystemExit(1) from None
     finally:
         progress.stop()
         log.close()
-    if interrupt.received:
+    checkpoints.close()
+    if signalled:
         say(f"stopped at step {run.step}; the same command goes on from {out}")
-        raise Signalled(interrupt.received)
+        raise Signalled(interrupt.received or signal.SIGTERM)
     assert best
     if overfits() and run.step < config.steps:
         say(
@@ -243,22 +272,27 @@ def _train(
             f"{config.steps}. With --steps {best['step']} the learning rate would have fallen by "
             "then, for better weights; --patience 0 never stops."
         )
-    _say_what_is_written(say, out, config, best, arguments)
+    _say_what_is_written(say, out, config, best, checkpoints.path, arguments)
 
 
 def _say_what_is_written(
-    say: Any, out: Path, config: TrainConfig, best: dict[str, Any], arguments: argparse.Namespace
+    say: Any,
+    out: Path,
+    config: TrainConfig,
+    best: dict[str, Any],
+    checkpoint: Path,
+    arguments: argparse.Namespace,
 ) -> None:
     """The files, and the commands to go on with."""
     nats, step = best["validation_nats_per_byte"], best["step"]
     what = {
         MODEL: f"weights of step {step}, validation {nats:.4f} nats/byte",
         RECORD: "how they were made",
-        CHECKPOINT: "from which the same command goes on, as with more --steps",
+        checkpoint.name: "from which the same command goes on, as with more --steps",
     }
     say("written:")
     for name, text in what.items():
-        size = (out / name).stat().st_size
+        size = sum(file.stat().st_size for file in [out / name, *(out / name).rglob("*")])
         shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} KB"
         say(f"  {out / name}, {shown}: {text}")
     say("next:")
@@ -327,15 +361,26 @@ def validation_windows(corpus: Corpus, config: TrainConfig) -> np.ndarray:
     return windows[np.linspace(0, len(windows) - 1, wanted).astype(int)]
 
 
-def _engine(config: TrainConfig, spec: ModelSpec, teachers: Models) -> tuple[Any, TrainConfig]:
+def _engine(
+    config: TrainConfig, spec: ModelSpec, teachers: Models, mesh_text: str
+) -> tuple[Any, TrainConfig, Any]:
+    """The engine, the settings with its precision, and its mesh, None for one device."""
+    mesh = None
     with needs("tsm-train", "train" if config.engine == "torch" else "train-jax"):
         if config.engine == "torch":
             from . import engine_torch as library
         else:
             from . import engine_jax as library
+            from . import mesh as meshes
+
+            mesh = meshes.make_mesh(mesh_text)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and library.bf16_is_fast())
     config = dataclasses.replace(config, precision="bf16" if bf16 else "fp32")
-    return library.Engine(spec, config.dropout, bf16, config.compiled, teachers), config
+    arguments = spec, config.dropout, bf16, config.compiled, teachers
+    if not mesh:
+        return library.Engine(*arguments), config, None
+    meshes.check(mesh, config, [spec, *(spec for spec, _ in teachers)])
+    return meshes.Engine(mesh, *arguments), config, mesh
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -366,8 +411,19 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="of the processor (default: what is fastest for the shape)",
     )
+    parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="AXIS=N,…",
+        help="how --engine jax spreads over its devices: data, fsdp and sequence, as in "
+        "fsdp=4,sequence=2; data takes what is left (default: all on data)",
+    )
+    hosts.add_arguments(parser)
     settings.add_arguments(parser)
     arguments = parser.parse_args(argv)
+    several = arguments.mesh or arguments.coordinator
+    if several and arguments.engine != "jax":
+        parser.error(f"{several}: several devices want --engine jax")
     if arguments.out is None:
         arguments.out = f"runs/{Path(arguments.data[0]).resolve().stem}"
     if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
