@@ -11,7 +11,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as orbax
 
@@ -24,7 +23,13 @@ class CheckpointFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         options = orbax.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
-        self.manager = orbax.CheckpointManager(path.absolute(), options=options)
+        kinds = {
+            "arrays": orbax.StandardCheckpointHandler(),
+            "metadata": orbax.JsonCheckpointHandler(),
+        }
+        self.manager = orbax.CheckpointManager(
+            path.absolute(), options=options, item_handlers=kinds
+        )
 
     def write(self, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
         """arrays: as a mesh has them, not to be given up meanwhile, or NumPy's."""
@@ -39,11 +44,9 @@ class CheckpointFolder:
         if step is None:
             raise RunError(f"{self.path}: no whole checkpoint in it, wanted one, or no folder")
         found = self._checked(self.manager.item_metadata, step)
-        as_numpy = orbax.RestoreArgs(restore_type=np.ndarray)
-        wanted = jax.tree.map(lambda _: as_numpy, dict(found.arrays.items()))
+        wanted = {n: np.empty(of.shape, of.dtype) for n, of in found.arrays.items()}
         items = orbax.args.Composite(
-            arrays=orbax.args.PyTreeRestore(restore_args=wanted),
-            metadata=orbax.args.JsonRestore(),
+            arrays=orbax.args.StandardRestore(wanted), metadata=orbax.args.JsonRestore()
         )
         restored = self._checked(self.manager.restore, step, args=items)
         return restored.arrays, restored.metadata
