@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.command import needs
 from .checkpoint import read_arrays, write_arrays
 from .config import FREE_TO_CHANGE, RunError, TrainConfig
 from .data import Corpus, batch
@@ -118,8 +119,8 @@ class CheckpointFile:
 def checkpoint_in(out: Path, on_mesh: bool = False) -> Any:
     """Where the checkpoints of the run in that folder are. on_mesh: new ones, at least."""
     if on_mesh or (out / CHECKPOINT_OF_MESH).exists():
-        from .checkpoint_folder import CheckpointFolder
-
+        with needs("tsm-train", "train-jax"):
+            from .checkpoint_folder import CheckpointFolder
         return CheckpointFolder(out / CHECKPOINT_OF_MESH)
     return CheckpointFile(out / CHECKPOINT)
 
