@@ -54,8 +54,8 @@ class Engine:
     def _cast(self, values: dict[str, Any]) -> dict[str, Any]:
         return {n: v.astype(self.dtype) for n, v in values.items()}
 
-    def _forward(self, *arguments: Any) -> Any:
-        return model.forward(jnp, *arguments)[0]
+    def _forward(self, spec: ModelSpec, values: Any, tokens: Any, state: Any, drop: Any) -> Any:
+        return model.forward(jnp, spec, values, tokens, state, drop)[0]
 
     def _logits(self, spec: ModelSpec, values: Any, tokens: Any, masks: Sequence[Any] = ()) -> Any:
         left = iter(masks)
@@ -66,13 +66,13 @@ class Engine:
         state = model.initial_state(jnp, spec, tokens.shape[0], cached=0)
         return self._forward(spec, values, tokens, state, drop).astype(jnp.float32)
 
-    def _masks(self, key: Any, shape: tuple[int, int]) -> list[Any]:
-        """What each dropout of a step lets pass."""
+    def _masks(self, key: Any, shape: tuple[int, ...]) -> list[Any]:
+        """What each dropout of a step lets pass, for tokens of this shape."""
         if not self.dropout:
             return []
         keys = jax.random.split(key, model.dropouts(self.spec))
-        shape = (*shape, self.spec.width)
-        return [jax.random.bernoulli(key, 1 - self.dropout, shape) for key in keys]
+        kept, shape = 1 - self.dropout, (*shape, self.spec.width)
+        return [jax.random.bernoulli(key, kept, shape) for key in keys]
 
     def _nats(
         self,

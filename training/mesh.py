@@ -95,7 +95,7 @@ class Gathered(dict[str, Any]):
         self.partitions = partitions(spec, parts)
 
     def __getitem__(self, name: str) -> Any:
-        part, axes = super().__getitem__(name), tuple(self.partitions[name])
+        part, axes = super().__getitem__(name), list(self.partitions[name])
         if FSDP not in axes:
             return part
         whole = jax.lax.all_gather(part, FSDP, axis=axes.index(FSDP), tiled=True)
@@ -132,7 +132,7 @@ class Engine(engine_jax.Engine):
     def rows(self, batch: int) -> slice:
         """Of a batch, which this process has to load."""
         indices = self.rows_of_batch.addressable_devices_indices_map((batch,)).values()
-        parts = [rows.indices(batch) for (rows,) in indices]
+        parts = [index[0].indices(batch) for index in indices if index]
         return slice(min(part[0] for part in parts), max(part[1] for part in parts))
 
     def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:

@@ -365,22 +365,22 @@ def _engine(
     config: TrainConfig, spec: ModelSpec, teachers: Models, mesh_text: str
 ) -> tuple[Any, TrainConfig, Any]:
     """The engine, the settings with its precision, and its mesh, None for one device."""
-    mesh = None
     with needs("tsm-train", "train" if config.engine == "torch" else "train-jax"):
         if config.engine == "torch":
             from . import engine_torch as library
         else:
             from . import engine_jax as library
-            from . import mesh as meshes
+    mesh, create = None, library.Engine
+    if config.engine == "jax":
+        from . import mesh as meshes
 
-            mesh = meshes.make_mesh(mesh_text)
+        mesh = meshes.make_mesh(mesh_text)
+        if mesh:
+            meshes.check(mesh, config, [spec, *(spec for spec, _ in teachers)])
+            create = functools.partial(meshes.Engine, mesh)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and library.bf16_is_fast())
     config = dataclasses.replace(config, precision="bf16" if bf16 else "fp32")
-    arguments = spec, config.dropout, bf16, config.compiled, teachers
-    if not mesh:
-        return library.Engine(*arguments), config, None
-    meshes.check(mesh, config, [spec, *(spec for spec, _ in teachers)])
-    return meshes.Engine(mesh, *arguments), config, mesh
+    return create(spec, config.dropout, bf16, config.compiled, teachers), config, mesh
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

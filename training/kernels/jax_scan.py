@@ -20,14 +20,19 @@ def scan(decay: Any, update: Any, memory: Any, axis: str | None = None) -> Any:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scan(decay: Any, update: Any, memory: Any, axis: str | None) -> Any:
     """All in one: (B, H, N+1, ...), first what this part starts from."""
-    decays, states = jax.lax.associative_scan(_then, (decay, update), axis=2)
+    decays, states = _scan_part(decay, update)
     before = _handed(decays[:, :, -1], states[:, :, -1], memory, axis)[:, :, None]
     return jnp.concat([before, states + decays * before], axis=2)
 
 
-def _then(first: Any, second: Any) -> Any:
-    """The map m -> decay m + update of `first`, then that of `second`."""
-    return first[0] * second[0], second[0] * first[1] + second[1]
+def _scan_part(decay: Any, update: Any, reverse: bool = False) -> tuple[Any, Any]:
+    """The map m -> decay m + update of all tokens up to each, as such a pair."""
+
+    def then(first: Any, second: Any) -> Any:
+        return first[0] * second[0], second[0] * first[1] + second[1]
+
+    found: Any = jax.lax.associative_scan(then, (decay, update), reverse, axis=2)
+    return found
 
 
 def _handed(decay: Any, update: Any, start: Any, axis: str | None, reverse: bool = False) -> Any:
@@ -54,9 +59,7 @@ def _backward(axis: str | None, kept: Any, gradient: Any) -> Any:
     decay, every = kept
     own = gradient[:, :, :-1]
     # From the last token: back[t] = decay[t] (back[t+1] + gradient[t+1]), of the state before t.
-    decays, back = jax.lax.associative_scan(
-        _then, (decay, decay * gradient[:, :, 1:]), axis=2, reverse=True
-    )
+    decays, back = _scan_part(decay, decay * gradient[:, :, 1:], reverse=True)
     after = jnp.zeros_like(every[:, :, 0])
     handed = _handed(decays[:, :, 0], back[:, :, 0] + own[:, :, 0], after, axis, reverse=True)
     back = back + decays * handed[:, :, None]
