@@ -70,11 +70,9 @@ def check(mesh: Mesh, config: TrainConfig, specs: Sequence[ModelSpec]) -> None:
                     f"--mesh sequence={parts}: the mixer {name} of this shape wants a whole window "
                     "on one device, wanted sequence=1, or beam without rotation"
                 )
-        if parts > 1 and config.window // parts < spec.compression - 1:
-            least = parts * (spec.compression - 1)
-            raise RunError(
-                f"--window {config.window}: wanted {least} at least for sequence={parts}"
-            )
+        least = parts * max(2, spec.compression - 1)  # of one token the scan is another
+        if parts > 1 and config.window < least:
+            raise RunError(f"--window {config.window}: wanted {least} or more, as sequence has")
 
 
 def partitions(spec: ModelSpec, names: Iterable[str]) -> dict[str, P]:

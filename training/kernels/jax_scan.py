@@ -13,7 +13,7 @@ import jax.numpy as jnp
 def scan(decay: Any, update: Any, memory: Any, axis: str | None = None) -> Any:
     """As `primitives.scan`. axis: of the mesh, within a shard_map, over which axis 2 is split;
     `memory` is what the first part starts from, the last memory returned that after its own."""
-    every = _scan(decay, update, memory, axis)
+    every: Any = _scan(decay, update, memory, axis)
     return every[:, :, :-1], every[:, :, -1]
 
 
