@@ -58,8 +58,8 @@ class Processes:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Around all that they do. A step mostly fails because another process
-        has died: the thread that sees its socket close then says so, and ends this one."""
+        """Around all that they do. What fails, mostly fails because another process has died: the
+        thread that sees its socket close then says so, and ends this one."""
         if self.count == 1:
             yield
             return
@@ -68,9 +68,11 @@ class Processes:
         try:
             yield
             _watch.clear()
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
             time.sleep(TELLING_SECONDS)
-            raise RunError(str(error).partition("\n")[0]) from None
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                raise RunError(str(error).partition("\n")[0]) from None
+            raise
         except (KeyboardInterrupt, SystemExit):  # agreed upon
             _watch.clear()
             raise
