@@ -112,7 +112,8 @@ $(NATIVE): runtime/native/tsm.c $(wildcard runtime/native/*.[ch])
 	mv $@.partial $@
 
 # The C engine for browsers and Node, without imports. clang and a C library for it come with zig. Exported
-# is every call of tsm.h that works on texts; what stands below them is for Python.
+# is every call of tsm.h that works on texts; what stands below them is for Python. Without LLVM's rewriting
+# of loops (lsr) addresses keep their constants: a kilobyte and instructions less.
 ZIG = build/zig/bin/python -m ziglang
 INNER = tsm_(open_file|offset_count|new|read|frequencies|nats|draw)
 MODULES = apps/web/tsm.wasm apps/web/tsm-relaxed.wasm
@@ -120,6 +121,7 @@ wasm: $(MODULES)
 apps/web/tsm-relaxed.wasm: RELAXED = -mrelaxed-simd
 $(MODULES): $(wildcard runtime/native/*.[ch]) apps/web/memory.c build/zig/ready
 	$(ZIG) cc --target=wasm32-wasi -mexec-model=reactor -msimd128 $(RELAXED) -O3 -std=c99 -ffp-contract=off -fmerge-all-constants \
+	  -mllvm -disable-lsr \
 	  -Wall -Wextra -Werror -Wl,--no-entry,--strip-all,-z,stack-size=1048576 \
 	  $$(grep -oE '\btsm_[a-z_]+\(' runtime/native/tsm.h | tr -d '(' | grep -vxE '$(INNER)' | \
 	    sed 's/^/-Wl,--export=/') -Wl,--export=malloc,--export=free \
@@ -158,6 +160,7 @@ fuzz: native
 	  mkdir -p $(FUZZ)/$$what-corpus && \
 	  $(PYTHON) tests/fuzz/seeds.py $$what $(FUZZ)/$$what-seeds && \
 	  clang -std=gnu99 -O2 -g -Wno-psabi -Wno-pass-failed -DWIDE= -ffp-contract=off \
+	    -fsanitize-coverage-ignorelist=tests/fuzz/uncounted.txt \
 	    -fno-sanitize-recover=all -fsanitize=fuzzer,address,undefined -o $(FUZZ)/$$what \
 	    $$source -lm -pthread && \
 	  $(FUZZ)/$$what $(FUZZ)/$$what-corpus $(FUZZ)/$$what-seeds -max_len=8192 -runs=$(FUZZ_RUNS) \

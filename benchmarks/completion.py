@@ -38,21 +38,28 @@ from results import append, read
 from rich.progress import track
 
 from tsm.runtime import Model, load
-from tsm.runtime.complete import HISTORY_BYTES, REPEATED, THRESHOLD, Completer, _repeated
+from tsm.runtime.complete import (
+    CANDIDATES,
+    HISTORY_BYTES,
+    REPEATED,
+    THRESHOLD,
+    Completer,
+    _repeated,
+)
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "completion"
 SHIPPED = ROOT / "runtime" / "shakespeare-int8.tflite"
 TRAINED = {  # by corpus: what else train.py is told
-    "python": ("--preset", "medium", "--batch", "16", "--steps", "430"),
-    "debian": ("--preset", "small", "--batch", "8", "--steps", "1450"),
+    "python": ("--preset", "medium", "--batch", "16", "--steps", "2600"),
+    "debian": ("--preset", "small", "--batch", "8", "--steps", "6000"),
 }
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PASSAGES, PASSAGE_CHARACTERS = 8, 1250
 BEFORE_CHARACTERS = 20_000  # of the text before a passage
 THRESHOLDS = [0.03, *(n / 20 for n in range(1, 20))]
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # in the table
-PRECISIONS = (0.5, 0.6, 0.7, 0.8)  # at which the systems are compared
+PRECISIONS = (0.5, 0.6, 0.7)  # at which the systems are compared
 ERROR_RATE, ERROR_CHARACTERS = 0.1, 3  # of words, of so many characters at least
 SEED = 0
 FIT_BYTES = 40_000
@@ -65,7 +72,7 @@ ROWS = {
 }
 
 Suggestion = tuple[str, float, int]  # text, probability, characters replaced
-Suggest = Callable[[str], "Suggestion | None"]
+Suggest = Callable[[str], "list[Suggestion]"]  # after a text; those that save most keys first
 
 
 @dataclass
@@ -109,21 +116,27 @@ def prepare(name: str, runs: Path) -> None:
     if name not in TRAINED:
         return
     runs.mkdir(parents=True, exist_ok=True)
-    text, folder = runs / f"{name}.txt", runs / name
-    text.write_bytes(CORPORA[name]()[0])
-    train = ("training/train.py", "--data", text, "--out", folder, *TRAINED[name])
+    folder, (text, held_out) = runs / name, texts_of(name, runs)
+    for path, part in zip((text, held_out), CORPORA[name](), strict=True):
+        path.write_bytes(part)
+    train = ("training/train.py", "--data", text, "--out", folder, *TRAINED[name], "--compiled")
     for script in (
-        (*train, "--patience", "0"),
+        (*train, "--patience", "0", "--no-export"),
         ("export/to_onnx.py", folder / "model.safetensors"),
     ):
         subprocess.run([sys.executable, *map(str, script)], cwd=ROOT, check=True)
+
+
+def texts_of(name: str, runs: Path) -> tuple[Path, Path]:
+    """What is learned from, and what is held out: as they were when the model was trained."""
+    return runs / f"{name}.txt", runs / f"{name}-held-out.txt"
 
 
 def fit(name: str, runs: Path) -> Iterator[str]:
     """By how many bytes at least are alike: the part of the probability of the byte that repeats
     the text under which the text is likeliest, by expectation maximization. Of text that the model
     has not learned: the tenth that train.py holds out."""
-    learned = CORPORA[name]()[0]
+    learned = texts_of(name, runs)[0].read_bytes()
     text = learned[len(learned) * 9 // 10 :][:FIT_BYTES]
     with load(runs / name / "model-int8.onnx") as model:
         logits = model.engine.logits_of(text)
@@ -144,8 +157,12 @@ def fit(name: str, runs: Path) -> Iterator[str]:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    learned, held_out = (part.decode("utf-8", "replace") for part in CORPORA[name]())
-    artifact = arguments.runs / name / "model-int8.onnx" if name in TRAINED else SHIPPED
+    if name in TRAINED:
+        artifact = arguments.runs / name / "model-int8.onnx"
+        parts = tuple(path.read_bytes() for path in texts_of(name, arguments.runs))
+    else:
+        artifact, parts = SHIPPED, CORPORA[name]()
+    learned, held_out = (part.decode("utf-8", "replace") for part in parts)
     texts = list(passages(held_out, arguments.passages))
     trigrams = Trigrams(learned)
     rng = random.Random(SEED)
@@ -156,7 +173,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with load(artifact) as model:
         found["model"] = {"file": artifact.name, "sha256": model.engine.artifact.sha256}
         systems = {
-            "tsm": completer(model, THRESHOLDS[0], signs=True),
+            "tsm": completer(model, THRESHOLDS[0]),
             "trigrams": baseline(trigrams),
         }
         for system, suggest in systems.items():
@@ -185,29 +202,35 @@ def passages(text: str, count: int) -> Iterator[tuple[str, str]]:
         yield before, text[start : start + min(PASSAGE_CHARACTERS, len(text) // count)]
 
 
-def completer(model: Model, threshold: float, signs: bool = False) -> Suggest:
-    """TSM's; signs: also what begins with a character of no word."""
+def completer(model: Model, threshold: float) -> Suggest:
     completes = Completer(model, threshold)
 
-    def suggest(before: str) -> Suggestion | None:
+    def suggest(before: str) -> list[Suggestion]:
         completes.follow(before)
-        for one in completes.complete():
-            if signs or re.match(r"\w", one.text):
-                return one.text, one.probability, one.replaced
-        return None
+        found = completes.complete(count=CANDIDATES)
+        return [(one.text, one.probability, one.replaced) for one in found]
 
     return suggest
 
 
 def baseline(trigrams: Trigrams) -> Suggest:
-    def suggest(before: str) -> Suggestion | None:
-        found = trigrams.suggest(before)
-        return (*found, 0) if found else None
+    """With the same choice among as many candidates."""
+
+    def suggest(before: str) -> list[Suggestion]:
+        found = trigrams.suggest(before, CANDIDATES)
+        found.sort(key=lambda one: one[1] * (len(one[0]) - 1), reverse=True)
+        return [(*one, 0) for one in found]
 
     return suggest
 
 
-Offers = list[list["Suggestion | None"]]
+def first(found: list[Suggestion], threshold: float, signs: bool = False) -> Suggestion | None:
+    """What is shown of them. signs: also what begins with a character of no word."""
+    words = (one for one in found if signs or re.match(r"\w", one[0]))
+    return next((one for one in words if one[1] >= threshold), None)
+
+
+Offers = list[list["list[Suggestion]"]]
 
 
 def offered(texts: list[tuple[str, str]], suggest: Suggest, name: str) -> Offers:
@@ -228,9 +251,9 @@ def sweep(
         for (_, passage), by_place in zip(texts, offers, strict=True):
             at = 0
             while at < len(passage):
-                text, probability, replaced = by_place[at] or ("", 0.0, 0)
                 step = 1
-                if probability >= threshold and (signs or re.match(r"\w", text)):
+                if found := first(by_place[at], threshold, signs):
+                    text, _, replaced = found
                     count.shown += 1
                     ends = r"(?!\w)" if re.search(r"\w\Z", text) else r"(?=\n)"
                     if not replaced and re.match(re.escape(text) + ends, passage[at:]):
@@ -293,12 +316,12 @@ def typed(
             while at < len(typed_word):
                 written = typed_word[:at]
                 started, computed = time.perf_counter(), time.thread_time()
-                offered = suggest(before + written)
+                found = first(suggest(before + written), threshold)
                 ms.append((time.perf_counter() - started) * 1000)
                 processor_ms.append((time.thread_time() - computed) * 1000)
                 count.keys += 1
-                if offered and offered[1] >= threshold:
-                    text, _, replaced = offered
+                if found:
+                    text, _, replaced = found
                     count.shown += 1
                     if written[: len(written) - replaced] + text == meant and replaced <= at:
                         count.right += 1
@@ -355,18 +378,20 @@ def table(results: list[dict[str, Any]]) -> str:
         return "/".join(f"{x:.3f}" if x else "–" for x in (ours, theirs)) + times
 
     begin("keys saved, TSM/trigrams (times)")
-    for precision in PRECISIONS:
-        pairs = (
-            [saved_at(found[name], precision) for name in ("tsm", "trigrams")]
-            for found in latest.values()
-        )
-        add(f"at precision {precision}", (against(*pair) for pair in pairs))
-    pairs = ([_best(found[name]) for name in ("tsm", "trigrams")] for found in latest.values())
-    add("at its best threshold", (against(*pair) for pair in pairs))
-    pairs = ((_best(found["tsm_signs"]), _best(found["trigrams"])) for found in latest.values())
-    add("the same, TSM with signs between words", (against(*pair) for pair in pairs))
-    for name, label in ROWS.items():
-        cells = (found[name] for found in latest.values())
+    for system, what in (("tsm", ""), ("tsm_signs", ", with signs")):
+        for precision in PRECISIONS:
+            pairs = (
+                [saved_at(found[name], precision) for name in (system, "trigrams")]
+                for found in latest.values()
+            )
+            add(f"at precision {precision}{what}", (against(*pair) for pair in pairs))
+        pairs = ((_best(found[system]), _best(found["trigrams"])) for found in latest.values())
+        add(f"at its best threshold{what}", (against(*pair) for pair in pairs))
+    default = THRESHOLDS.index(THRESHOLD)
+    signs = {"tsm_default": "TSM with signs, default threshold"}
+    rows = [{**found, "tsm_default": found["tsm_signs"][default]} for found in latest.values()]
+    for name, label in {**signs, **ROWS}.items():
+        cells = (found[name] for found in rows)
         add(label, (f"{r['saved']:.3f}@{r['precision']:.2f}" for r in cells))
     cells = (found["tsm_typed"] for found in latest.values())
     add(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import re
 from collections import Counter, defaultdict
 
@@ -30,13 +32,13 @@ class Trigrams:
                 self._sums[word[:i]] += words[word]
         self._starts = _starts(text)
 
-    def suggest(self, before: str) -> tuple[str, float] | None:
-        """The rest of the word before the cursor, or the next word where one begins here, and its
-        share of the scores of all that begin so."""
+    def suggest(self, before: str, count: int) -> list[tuple[str, float]]:
+        """The `count` likeliest rests of the word before the cursor, or next words where one begins
+        here, each with its share of the scores of all that begin so."""
         before = before[-TAIL_CHARACTERS:]
         prefix = LAST_WORD.search(before)[0]
         if not prefix and not self._starts.get(before[-3:], False):
-            return None
+            return []
         tokens = TOKEN.findall(before[: len(before) - len(prefix)])
         scores: dict[str, float] = {}
         weight = 1.0
@@ -44,20 +46,17 @@ class Trigrams:
         for context in (tuple(tokens[-2:]), tuple(tokens[-1:])):
             following = counts[context] if context else {}
             total = sum(following.values())
-            for word, count in following.items():
+            for word, found in following.items():
                 if word not in scores and word.startswith(prefix) and LAST_WORD.fullmatch(word):
-                    scores[word] = weight * count / total
+                    scores[word] = weight * found / total
             weight *= BACK_OFF
         weight /= counts.unigrams.N()
         rest = self._sums[prefix] - sum(counts.unigrams[word] for word in scores)
-        likeliest = next((w for w in self._by_prefix.get(prefix, []) if w[0] not in scores), None)
         total = sum(scores.values()) + weight * rest
-        if likeliest:
-            scores[likeliest[0]] = weight * likeliest[1]
-        if not scores:
-            return None
-        best = max(scores, key=lambda word: (scores[word], word))
-        return (best[len(prefix) :], scores[best] / total) if best != prefix else None
+        others = ((w, n) for w, n in self._by_prefix.get(prefix, []) if w not in scores)
+        scores |= {word: weight * found for word, found in itertools.islice(others, count)}
+        best = heapq.nlargest(count, scores, key=lambda word: (scores[word], word))
+        return [(word[len(prefix) :], scores[word] / total) for word in best if word != prefix]
 
 
 def _starts(text: str) -> dict[str, bool]:

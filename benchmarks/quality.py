@@ -158,7 +158,7 @@ def _variant(system: str) -> tuple[ModelSpec, Training]:
 def _engine(system: str) -> Any:
     import torch
 
-    from tsm.training import model, optimizer
+    from tsm.training import model
     from tsm.training.engine_torch import Engine, xp
 
     spec, how = _variant(system)
@@ -178,11 +178,10 @@ def _engine(system: str) -> Any:
             return logits
 
     torch.set_num_threads(1)
-    if not how.muon:
-        table = {n: replace(w, muon=False) for n, w in optimizer.weights(spec).items()}
-        optimizer.weights = lambda spec: table
     # Carried state is a side effect of the loss, which the compiler would not keep.
     engine = Varied(spec, how.dropout, bf16=PRECISION == "bf16", compiled=not how.carried)
+    if not how.muon:
+        engine.table = {n: replace(w, muon=False) for n, w in engine.table.items()}
     engine.muon_dtype = torch.bfloat16 if how.muon_bf16 else None
     return engine
 

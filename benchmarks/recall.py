@@ -31,7 +31,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from quality import ADAM_FRACTION, AVERAGE_DECAY, DECAY, SEEDS, SYSTEMS, TOKENS, WARMUP, WINDOW
+from quality import (
+    ADAM_FRACTION,
+    AVERAGE_DECAY,
+    DECAY,
+    MATRIX,
+    SEEDS,
+    SYSTEMS,
+    TOKENS,
+    WARMUP,
+    WINDOW,
+)
 from results import append, read
 from rich.progress import track
 
@@ -57,6 +67,8 @@ COMPARED = (
 HYBRID = "beam,attention"  # the last layer is attention over the 256 bytes before
 MIXERS = {SYSTEMS[name].mixer: SYSTEMS[name].replace(layers=LAYERS) for name in COMPARED}
 MIXERS[HYBRID] = SYSTEMS["TSM"].replace(layers=LAYERS, mixer=HYBRID)
+ADDRESSED = MATRIX.replace(layers=LAYERS, mixer="addressed", rotation=False, value_width=51)
+MIXERS["addressed"] = ADDRESSED
 RATES = (0.02,)  # of Muon
 # preset: a name of train.py's own table, which the specs here take the place of.
 CONFIG = TrainConfig(

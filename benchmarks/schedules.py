@@ -31,10 +31,9 @@ from tsm.training import model
 from tsm.training.config import RunError, TrainConfig, check
 from tsm.training.data import Corpus, DataError, open_corpus
 from tsm.training.engine_torch import Engine
-from tsm.training.run import advance, fresh, scheduled
+from tsm.training.run import advance, fresh, scheduled, validation_windows
 from tsm.training.schedule import SCHEDULES
 from tsm.training.spec import PRESETS
-from tsm.training.train import validation_windows
 
 SPEC = PRESETS["shakespeare"].replace(width=96, layers=4, heads=3, value_width=56)
 # Of Muon; AdamW's keeps its default proportion to it. One wide grid for all: schedule-free is said

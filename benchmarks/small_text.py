@@ -71,7 +71,7 @@ def options(config: dict, scale: float, rate_scale: float) -> list[str]:
 
 
 def train(text: Path, out: Path, given: list[str]) -> dict:
-    command = [sys.executable, str(ROOT / "training/train.py"), "--data", str(text)]
+    command = [sys.executable, str(ROOT / "training/train.py"), "--no-export", "--data", str(text)]
     started = time.monotonic()
     subprocess.run([*command, "--out", str(out), *given], check=True, capture_output=True)
     minutes = (time.monotonic() - started) / 60

@@ -42,20 +42,20 @@ from .files import STDIN, open_input
 from .stream import EMPTY_PROMPT, Model, Stream, load
 from .text import printable
 
-THRESHOLD = 0.45  # of probability: of what is shown about two thirds are right (docs/completion.md)
+THRESHOLD = 0.55  # of probability: of what is shown two thirds or more are right
 MAX_BYTES = 48  # of a completion
 CONTEXT_BYTES = 1024  # read again after a jump; the model is trained on windows of 256
-DENSE_BYTES = 64  # before the cursor, at each of which a deletion costs nothing
+DENSE_BYTES = 64  # before the cursor, at each of which a deletion costs nothing: no word is longer
 SPARSE_BYTES = 64  # between two places that are kept before those
 PLACES = 128  # of the text, kept at once: 50 KB each with the shipped model
 LOOKAHEAD = 128  # places beside the text, kept within a word
-STEPS = 32  # bytes that one search may look at
+CANDIDATES = 3  # words looked for at least: the most probable may be short and save few keys
+STEPS = 16  # bytes that may be looked at for each of them
 EDIT_PROBABILITY = 2e-3  # of one certain typing error in a word, times how likely a word has one
 CORRECTION_STEPS = 16  # bytes that the search for a typing error may look at
 USUAL_PROBABILITY = 0.15  # of a byte within a word: which candidates are tried first
 CORRECTION_CHARACTERS = 2  # of a word, from which an error is looked for
 CORRECTIONS = 2  # words that may have been meant, of which the rest is looked for
-WORD_CHARACTERS = 32
 # A model of this size forgets names. So the byte that came after the last bytes where they stood
 # before gets part of the probability: by how many bytes at least are alike, what part: means
 # of what benchmarks/completion.py --fit finds, rounded.
@@ -67,6 +67,10 @@ _LINE_ENDS = b"\r\n"
 _LEADS = range(0xC2, 0xF5)  # the first byte of a character beyond ASCII
 _FOLLOWING = frozenset(range(0x80, 0xC0))  # its other bytes
 _ASCII_WORD = {byte for byte in range(128) if chr(byte).isalnum() or byte == ord("_")}
+# Words are made of all that is beyond ASCII but for these: signs of Latin-1, punctuation and
+# symbols, those of Chinese and Japanese, their wide forms, what is no character, emoji.
+_SIGNS = ((0x80, 0xBF), (0x2000, 0x2BFF), (0x3000, 0x3004), (0x3008, 0x3020), (0xFF00, 0xFF0F))
+_SIGNS += ((0xFF1A, 0xFF20), (0xFFF0, 0xFFFF), (0x1F000, 0x1FAFF))
 _NO_WORD = sorted(set(range(128)) - _ASCII_WORD)
 _WORD = frozenset({*_ASCII_WORD, *_LEADS})
 _LINE = frozenset({ord("\t"), *range(32, 127), *_LEADS})
@@ -160,8 +164,8 @@ class Completer:
         """Reads the text before the cursor, as far as it is not what it was: after a key one byte,
         after a deletion nothing or a few, after a jump the last CONTEXT_BYTES."""
         data = text.encode("utf-8", "replace")
-        self.word = _last_word(text)
-        begin = len(data) - len(self.word.encode("utf-8", "replace"))  # of the word
+        self.word = _last_word(data[-DENSE_BYTES - 4 :].decode("utf-8", "ignore"))
+        begin = len(data) - len(self.word.encode())  # of the word
         common = _common(self._text, data)
         if any(at not in self._places for at in range(begin, common + 1)):
             common = min(common, begin)  # each place in a word is wanted
@@ -175,8 +179,8 @@ class Completer:
     def complete(
         self, to: str = "word", count: int = 1, max_bytes: int = MAX_BYTES
     ) -> list[Completion]:
-        """The `count` most probable completions, the best first; none whose probability is below
-        the threshold, none of more than `max_bytes` in UTF-8.
+        """The `count` completions that save most keys, as is expected, the best first; none whose
+        probability is below the threshold, none of more than `max_bytes` in UTF-8.
 
         to: "word": the rest of the word before the cursor, or the next one with what stands before
         it; "line": as many words as are probable enough, up to the end of the line. Where the word
@@ -188,12 +192,13 @@ class Completer:
         if not self._places:
             raise ValueError("complete: the completer is closed, wanted an open one")
         meant = self._meant()
-        self._budget = STEPS * count
+        wanted = max(count, CANDIDATES)
+        self._budget = STEPS * wanted
         least = self.threshold / len(meant)  # for a word may be meant in several ways
         found: dict[tuple[str, int], float] = {}
         for share, word, place in meant:
             room, ends = max_bytes - len(word.encode()), bool(word)
-            rests = self._words(place, share, least, count, room, ends) if room >= 0 else []
+            rests = self._words(place, share, least, wanted, room, ends) if room >= 0 else []
             if to == "line":
                 rests = [self._line(rest, least, room) for rest in rests]
             replaced = len(self.word) if word else 0
@@ -205,7 +210,7 @@ class Completer:
             for (text, replaced), probability in found.items()
             if probability >= self.threshold
         ]
-        return sorted(shown, key=lambda one: -one.probability)[:count]
+        return sorted(shown, key=_keys_saved, reverse=True)[:count]
 
     def _begin(self, data: bytes) -> None:
         """Starts anew with the last CONTEXT_BYTES, where a line begins if one does."""
@@ -260,11 +265,12 @@ class Completer:
         count: int,
         max_bytes: int,
         ends: bool = False,
+        after: bool = False,
     ) -> list[_Found]:
         """The most probable continuations to the end of a word, or of a line that has no more
         words. weight: the probability of being at `start`. least: that of what is found. ends: also
-        none, where a word ends. Always goes on from what is most probable so far, so that the first
-        found is the best."""
+        none, where a word ends. after: a word has ended, and does not go on. Always goes on from
+        what is most probable so far, so that the first found is the best."""
         found: list[_Found] = []
         entry = 0  # its number: of equals the first
         heap: list[tuple[float, int, bytes, _Place, _Found | None]] = []
@@ -291,9 +297,11 @@ class Completer:
                 continue
             if characters or not text:  # whole
                 in_word = _is_word(characters[-1]) if characters else ends
+                if after and _is_word(characters[:1] or " "):
+                    continue
                 if not in_word and any(map(_is_word, characters)):
                     continue  # a word, and a character beyond ASCII after it
-                stops = _NO_WORD if in_word else _LINE_ENDS if characters.strip() else b""
+                stops = _NO_WORD if in_word else _LINE_ENDS if characters.strip(" \t") else b""
                 probability = reached * sum([probabilities[byte] for byte in stops])
                 push(probability, text, place, _Found(characters, probability, reached, place))
                 allowed = _WORD if in_word else _LINE
@@ -307,7 +315,7 @@ class Completer:
     def _line(self, words: _Found, least: float, max_bytes: int) -> _Found:
         """`words` and those after them, as long as they are probable enough."""
         while room := max_bytes - len(words.text.encode()):
-            more = self._words(words.place, words.reached, least, 1, room)
+            more = self._words(words.place, words.reached, least, 1, room, after=True)
             if not more:
                 break
             words = replace(more[0], text=words.text + more[0].text)
@@ -318,7 +326,7 @@ class Completer:
         replace it, and the place after that. First "", the word as it is typed; then some that are
         one typing error from it. By a noisy channel: a text is as probable as the model has it,
         times EDIT_PROBABILITY where it is not what was typed."""
-        word = self.word.encode("utf-8", "replace")
+        word = self.word.encode()
         here = self._places[len(self._text)]
         if len(self.word) < CORRECTION_CHARACTERS:
             return [(1.0, "", here)]
@@ -344,7 +352,7 @@ class Completer:
                 hope = weight * USUAL_PROBABILITY ** len(rest)
                 heapq.heappush(heap, (-hope, entry, weight, text, place, unread, new, rest))
 
-        characters = [character.encode("utf-8", "replace") for character in self.word]
+        characters = [character.encode() for character in self.word]
         cut = 0
         for i, this in enumerate(characters):
             before, after = word[:cut], word[cut + len(this) :]
@@ -389,15 +397,17 @@ class Completer:
         ]
 
 
+def _keys_saved(completion: Completion) -> float:
+    """As many as are expected: one takes it, and one deletes each character that it replaces."""
+    return completion.probability * (completion.replaced + len(completion.text) - 1)
+
+
 def _is_word(character: str) -> bool:
     """Whether words are made of it: letters, marks and digits of any script, and _."""
-    if character.isalnum() or character == "_":
-        return True
-    if character.isascii():
-        return False
-    from unicodedata import category  # not for those who write ASCII alone
-
-    return category(character)[0] == "M"
+    code = ord(character)
+    return code in _ASCII_WORD or (
+        code > 127 and not any(first <= code <= last for first, last in _SIGNS)
+    )
 
 
 def _last_word(text: str) -> str:
@@ -405,9 +415,7 @@ def _last_word(text: str) -> str:
     start = len(text)
     while start and _is_word(text[start - 1]):
         start -= 1
-        if len(text) - start > WORD_CHARACTERS:
-            return ""
-    return text[start:]
+    return text[start:] if len(text[start:].encode()) <= DENSE_BYTES else ""
 
 
 def _repeated(text: bytes) -> tuple[int, int]:

@@ -188,11 +188,10 @@ def draw(
     while not weights[-1]:
         weights.pop()
     if typical_p < 1:
-        # Surprise of each, -log p, and the distance from its mean, the entropy.
-        total = _sums(weights)[-1]
-        surprises = [math.log(total) - power for power in powers[: len(weights)]]
-        entropy = _sums(w * s for w, s in zip(weights, surprises))[-1] / total
-        nearest = sorted(range(len(weights)), key=lambda i: abs(surprises[i] - entropy))
+        # By the distance of the surprise, -log p, from its mean, the entropy. log p is the power,
+        # but for a constant.
+        mean = _sums(w * power for w, power in zip(weights, powers))[-1] / _sums(weights)[-1]
+        nearest = sorted(range(len(weights)), key=lambda i: abs(powers[i] - mean))
         typical = sorted(nearest[: _reaching(_sums(weights[i] for i in nearest), typical_p)])
         order, weights = [order[i] for i in typical], [weights[i] for i in typical]
     least = min_p * weights[0]

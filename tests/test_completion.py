@@ -222,13 +222,13 @@ def test_nothing_is_shown_below_the_threshold_and_the_best_is_first(model, thres
         for i in range(90, 140):
             completer.follow(SCENE[:i])
             lower.follow(SCENE[:i])
-            found, more = completer.complete(count=3), lower.complete()
-            probabilities = [one.probability for one in found]
-            assert probabilities == sorted(probabilities, reverse=True)
-            assert all(p >= threshold for p in probabilities)
+            found, more = completer.complete(count=3), lower.complete(count=3)
+            saved = [one.probability * (one.replaced + len(one.text) - 1) for one in found]
+            assert saved == sorted(saved, reverse=True)
+            assert all(one.probability >= threshold for one in found)
             assert len({(one.text, one.replaced) for one in found}) == len(found) <= 3
             assert completer.complete() == found[:1]
-            assert bool(found) == bool(more and more[0].probability >= threshold)
+            assert bool(found) == any(one.probability >= threshold for one in more)
             shown += bool(found)
     assert 5 < shown < 50
 
@@ -240,6 +240,9 @@ def test_a_word_and_a_line_end_where_they_should(model):
             completer.follow(SCENE[:i])
             for one in completer.complete(count=3):
                 assert re.fullmatch(r"[^\w\n]*\w+|[^\w\n]*[^\w\s][^\w\n]*", one.text), one
+            for word in completer.complete():  # with which a line begins
+                (line,) = completer.complete(to="line")
+                assert re.match(re.escape(word.text) + r"(?!\w)", line.text)
             for limit in (3, 8, 48):
                 for one in completer.complete(to="line", max_bytes=limit):
                     assert 0 < len(one.text.encode()) <= limit and "\n" not in one.text
@@ -295,7 +298,7 @@ def test_a_typing_error_is_corrected(model):
 def test_the_sweep_has_the_keys_of_typing(model):
     before, passage = SCENE[:88], SCENE[88:]
     texts = [(before, passage)]
-    offers = completion.offered(texts, completion.completer(model, 0.1, signs=True), "")
+    offers = completion.offered(texts, completion.completer(model, 0.1), "")
     rows = completion.sweep(texts, offers)
     row = next(row for row in rows if row["threshold"] == 0.5)
     text = [(before, completion.words(passage))]

@@ -60,7 +60,7 @@ TEXT_BYTES = 60_000  # of my.txt
 
 # What is appended to a command: the last of two equal options counts.
 SHORTER = {
-    "training/train.py": "--steps 3 --batch 2 --window 32 --eval-windows 2",
+    "training/train.py": "--steps 3 --batch 2 --window 32 --eval-windows 2 --no-export",
     "training/evaluate.py": "--limit 1000",
     "training/tasks.py": "--bytes 10000",
     "runtime/bench.py": "--longest 100 --repeats 1 --bytes 5",

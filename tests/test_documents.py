@@ -182,7 +182,7 @@ def test_mistakes_are_told_in_a_line(tmp_path, mistake):
 def test_a_run_on_a_folder_goes_on_from_what_it_put_together(tmp_path):
     notes, out = tmp_path / "notes", tmp_path / "notes/runs/mine"
     folder_of(notes, {f"{i}.txt": text(i) for i in range(40)})
-    options = ["--preset", "tiny", "--window", "32", "--batch", "2", "--out", out]
+    options = ["--preset", "tiny", "--window", "32", "--batch", "2", "--no-export", "--out", out]
 
     def train(*more):
         return python(ROOT / "training/train.py", "--data", notes, *options, *more)

@@ -418,3 +418,105 @@ def test_a_state_of_python_with_a_grammar_is_refused_in_words(model, python):
     with pytest.raises(CError, match="grammar") as refused:
         Text.restored(model, stream.to_bytes())
     assert refused.value.status == UNSUPPORTED
+
+
+# Completion
+
+
+class Found(ctypes.Structure):
+    """A tsm_completion."""
+
+    _fields_ = [
+        ("text", c_char_p),
+        ("bytes", c_size_t),
+        ("probability", c_double),
+        ("replaced", c_uint32),
+    ]
+
+
+class Completing:
+    """A tsm_completer."""
+
+    def __init__(self, model: c_void_p) -> None:
+        self.pointer = c_void_p()
+        call("completer_new", model, byref(self.pointer))
+
+    def follow(self, text: bytes, most: int = 1 << 30) -> int:
+        left = c_size_t()
+        call("follow", self.pointer, text, c_size_t(len(text)), c_size_t(most), byref(left))
+        return left.value
+
+    def complete(
+        self, to: str = "word", count: int = 1, max_bytes: int = 48, threshold: float = 0.55
+    ) -> list[tuple[str, int, float]]:
+        """Text, bytes that it replaces, probability."""
+        found, shown = POINTER(Found)(), c_size_t()
+        line, room, out = int(to == "line"), c_size_t(max_bytes), (byref(found), byref(shown))
+        call("complete", self.pointer, line, count, room, c_double(threshold), *out)
+        each = [found[i] for i in range(shown.value)]
+        assert all(len(one.text) == one.bytes for one in each)
+        return [(one.text.decode(), one.replaced, one.probability) for one in each]
+
+    def __del__(self) -> None:
+        LIBRARY.tsm_completer_free(self.pointer)
+
+
+@pytest.fixture
+def completing(model) -> Completing:
+    return Completing(model)
+
+
+@pytest.mark.parametrize("most", [1 << 30, 100], ids=["at once", "by pieces"])
+def test_completions_are_python_s(python, completing, most):
+    passage = json.loads(vectors.COMPLETIONS.read_text("utf-8"))["passage"]
+    offered = replacing = 0
+    for step in vectors.completions(python, passage, 120, seed=most):
+        before = (passage[step["begin"] : step["end"]] + step["typed"]).encode()
+        left = completing.follow(before, most)
+        if most > len(before):
+            assert not left
+        how = [step[name] for name in ("to", "count", "max_bytes", "threshold")]
+        found = completing.complete(*how)
+        wanted = [
+            (one["text"], len(before.decode()[len(before.decode()) - one["replaced"] :].encode()))
+            for one in step["completions"]
+        ]
+        assert [(text, replaced) for text, replaced, _ in found] == wanted, step
+        probabilities = [one["probability"] for one in step["completions"]]
+        assert [p for _, _, p in found] == pytest.approx(probabilities, abs=1e-6)
+        offered += bool(found)
+        replacing += any(replaced for _, replaced, _ in found)
+    assert offered > 40 and replacing > 5
+
+
+def test_completions_of_the_file_are_python_s(python):
+    content = json.loads(vectors.COMPLETIONS.read_text("utf-8"))
+    steps = content["steps"]
+    assert list(vectors.completions(python, content["passage"], len(steps), seed=0)) == steps
+
+
+def test_a_completer_s_arguments_and_text_are_checked(completing):
+    for how in ({"count": 0}, {"count": 17}, {"max_bytes": 0}, {"threshold": 0.0}):
+        with pytest.raises(CError, match=f"{next(iter(how))}: wanted") as error:
+            completing.complete(**how)
+        assert error.value.status == ARGUMENT
+    with pytest.raises(CError, match="threshold: wanted"):
+        completing.complete(threshold=math.nan)
+    nothing = completing.complete(threshold=0.1)
+    for text in (b"\xff\xc3", b"\x80" * 70, b"a\xed\xa0\x80b", b"\xf0\x9f", b"\0" * 3000):
+        completing.follow(text)
+        completing.complete("line", 16, 200, 1e-9)
+    completing.follow(b"")
+    assert completing.complete(threshold=0.1) == nothing
+
+
+def test_texts_of_one_model_do_not_mix(model, completing):
+    other = Completing(model)
+    stream = Text.new(model, Sampling(seed=1))
+    for end in range(1, 40):
+        completing.follow(b"MENENIUS:\nWhat say you to this gentle"[:end])
+        one = completing.complete(threshold=0.1)
+        other.follow(b"x" * end)
+        other.complete(threshold=0.1)
+        stream.feed(b"y")
+        assert completing.complete(threshold=0.1) == one

@@ -173,7 +173,16 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
         *("--preset", "tiny", "--width", "32", "--layers", "1", "--channels", "32"),
         *("--engine", "jax", "--out", str(out), "--steps", str(STEPS), "--threads", "1"),
         *("--window", "64", "--batch", "4", "--warmup-steps", "4", "--eval-windows", "4"),
-        *("--eval-every", "20", "--checkpoint-every", "10", "--dropout", "0.1", *more),
+        *(
+            "--eval-every",
+            "20",
+            "--checkpoint-every",
+            "10",
+            "--dropout",
+            "0.1",
+            "--no-export",
+            *more,
+        ),
     ]
 
 
@@ -252,6 +261,7 @@ def test_of_four_processes_one_dies_and_two_go_on(tmp_path, corpus, killed):
         (["--processes", "2"], "--coordinator None: wanted HOST:PORT"),
         (["--coordinator", "here"], "--coordinator here: wanted HOST:PORT"),
         (["--coordinator", "h:1", "--processes", "2"], "--process-id None: wanted how many"),
+        (["--mesh", "data=2", "--lora", "2"], "found data=2 and --lora, wanted one of them"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, corpus, arguments, message):

@@ -45,6 +45,7 @@ DEVICE = {  # commands of the runtime, which is also a wheel of its own
 }
 EXTRA_OF = {  # of the others, and which extra each wants
     "tsm-train": ("training/train.py", "train"),
+    "tsm-report": ("training/report.py", "train"),
     "tsm-evaluate": ("training/evaluate.py", "train"),
     "tsm-tasks": ("training/tasks.py", "train"),
     "tsm-to-tflite": ("export/to_tflite.py", "export-tflite"),
@@ -133,6 +134,7 @@ def contents(wheel: Path, *packages: str) -> tuple[set[str], set[str]]:
     sources_in_c = [path.relative_to(ROOT) for path in (ROOT / "runtime/native").glob("*.[ch]")]
     native = ["runtime/native/libtsm.abi3.so", *sources_in_c]
     other = ["__init__.py", "runtime/py.typed", MODEL.relative_to(ROOT)]
+    other += ["training/report.html"] if "training" in packages else []
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
     found = {name for name in names if ".dist-info/" not in name}
@@ -314,7 +316,7 @@ def test_an_edited_source_of_the_training_has_its_effect(tmp_path):
     text.write_bytes(bytes(range(256)) * 8)
     out = tmp_path / "run"
     options = ["--preset", "edited", "--data", text, "--out", out, "--steps", 1, "--batch", 2]
-    options += ["--window", 16, "--eval-windows", 2]
+    options += ["--window", 16, "--eval-windows", 2, "--no-export"]
     run(sys.executable, copy / "training/train.py", *options)
     assert (out / "model.safetensors").exists()
 

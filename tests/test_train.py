@@ -16,7 +16,7 @@ import pytest
 
 from tsm.training import engine_jax, engine_torch, model, optimizer
 from tsm.training.checkpoint import load_model, read_arrays, save_model, write_arrays
-from tsm.training.data import sha256
+from tsm.training.corpora import sha256
 from tsm.training.schedule import QLearning, ScheduleFree
 from tsm.training.spec import PRESETS, SpecError
 
@@ -48,7 +48,8 @@ def command(corpus: Path, out: Path, engine: str, *more: str) -> list[str]:
         *(sys.executable, str(ROOT / "training" / "train.py"), "--data", str(corpus)),
         *("--preset", "tiny", "--engine", engine, "--out", str(out), "--steps", "24"),
         *("--window", "64", "--batch", "4", "--warmup-steps", "4", "--eval-windows", "4"),
-        *("--eval-every", "8", "--checkpoint-every", "4", "--dropout", "0.1", *more),
+        *("--eval-every", "8", "--checkpoint-every", "4", "--dropout", "0.1"),
+        *("--no-export", *more),
     ]
 
 
@@ -199,7 +200,8 @@ def test_a_run_with_teachers_goes_on_with_the_same(tmp_path, corpus):
     assert other.returncode == 2 and "its teachers have changed" in other.stderr
 
 
-def test_ctrl_c_keeps_the_run(tmp_path, corpus):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_run(tmp_path, corpus, number):
     arguments = command(corpus, tmp_path, "torch", "--steps", "100000")
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "checkpoint.safetensors").exists():
@@ -207,9 +209,9 @@ def test_ctrl_c_keeps_the_run(tmp_path, corpus):
         time.sleep(0.01)
     second = finish(arguments)
     assert second.returncode == 2 and "another training is writing there" in second.stderr
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "the same command goes on" in errors and "Traceback" not in errors
     step = int(read_arrays(tmp_path / "checkpoint.safetensors")[1]["step"])
     assert step == max(line["step"] for line in metrics(tmp_path))  # saved where it stopped
@@ -241,6 +243,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
     ("arguments", "message"),
     [
         (["--data", "/nowhere"], "/nowhere: no such file"),
+        (["--out", "/proc/tsm"], "/proc/tsm: "),
         (["--batch", "0"], "--batch 0: wanted at least 1"),
         (["--dropout", "1"], "--dropout 1.0: wanted in [0, 1)"),
         (["--muon-learning-rate", "nan"], "--muon-learning-rate nan: wanted 0 or more"),

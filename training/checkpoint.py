@@ -52,6 +52,15 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise SpecError(f"{path}: not a readable safetensors file ({error})") from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Of a safetensors file, whose arrays stay unread. Raises SpecError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SpecError(f"{path}: not a readable safetensors file ({error})") from None
+
+
 def save_model(
     path: Path,
     spec: ModelSpec,

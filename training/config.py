@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ EPOCHS, FINE_TUNING_EPOCHS = 11, 3
 FINE_TUNING_RATES = {"muon_learning_rate": 0.01, "adam_learning_rate": 0.0015}
 FEWEST_STEPS = 100
 EVALUATIONS = 20
+SAMPLE_BYTES = 160  # of what the model writes at an evaluation
 DEFAULTS_SHOWN = {
     "preset": "by the size of the text, or the shape of --start",
     "steps": f"{EPOCHS} times the text, {FINE_TUNING_EPOCHS} with --start, at most 3000",
@@ -36,6 +38,7 @@ DEFAULTS_SHOWN = {
     "eval_every": "a twentieth of the steps, at most 100",
     **dict.fromkeys(("width", "layers", "channels"), "the preset's"),
 }
+METAVARS = {"budget": "TIME"}
 MAX_SEED = 2**64 - 1
 
 
@@ -62,10 +65,23 @@ class TrainConfig:
         "a model.safetensors to go on from, such as models/shakespeare.safetensors; "
         "the shape is its own",
     )
+    lora: int = _setting(
+        0,
+        "rank: with --start, train a product of this rank beside each hidden matrix, which then "
+        "is added to it; 0: train the matrices",
+    )
+    replay: float = _setting(
+        0.0,
+        "part of each batch that is taken from the text of the model of --start, which keeps it "
+        "from forgetting that",
+    )
     teachers: str = _setting(
         "",
         "several model.safetensors, a comma between: their mean probabilities are learned in "
         "place of the text's bytes",
+    )
+    budget: str = _setting(
+        "", "time for all of the run, as 90s, 30m or 8h: shape and steps are chosen to fit it"
     )
     engine: str = _setting("torch", "library that trains", "torch", "jax")
     schedule: str = _setting(
@@ -108,13 +124,18 @@ def for_text(size: int, given: dict[str, Any]) -> TrainConfig:
     if given.get("start"):
         chosen = {**FINE_TUNING_RATES, **chosen}
     config = TrainConfig(**chosen)
-    epochs = FINE_TUNING_EPOCHS if config.start else EPOCHS
-    steps = round(epochs * size / (config.batch * config.window))
+    steps = most_steps(size, config)
     chosen.setdefault("steps", min(max(steps, FEWEST_STEPS), config.steps))
     steps = chosen["steps"]
     chosen.setdefault("warmup_steps", min(config.warmup_steps, steps // 8))
     chosen.setdefault("eval_every", min(config.eval_every, max(1, steps // EVALUATIONS)))
     return TrainConfig(**chosen)
+
+
+def most_steps(size: int, config: TrainConfig) -> int:
+    """As many readings of a text of `size` bytes as it is good for."""
+    epochs = FINE_TUNING_EPOCHS if config.start else EPOCHS
+    return round(epochs * size / (config.batch * config.window))
 
 
 def spec_of(config: TrainConfig, start: ModelSpec | None = None) -> ModelSpec:
@@ -147,13 +168,27 @@ def check(config: TrainConfig) -> None:
     counts = ("steps", "batch", "window", "eval_every", "eval_windows", "checkpoint_every")
     _bounded(config, counts, lambda x: x >= 1, "at least 1")
     rates = ("muon_learning_rate", "adam_learning_rate", "weight_decay")
-    zero = ("width", "layers", "channels", "warmup_steps", "patience")
+    if config.lora and not config.start:
+        raise RunError(f"--lora {config.lora}: wanted --start, the model to fine-tune")
+    if config.replay and not config.start:
+        raise RunError(f"--replay {config.replay}: wanted --start, whose text it takes")
+    zero = ("lora", "width", "layers", "channels", "warmup_steps", "patience")
     _bounded(config, rates + zero, lambda x: 0 <= x < math.inf, "0 or more")
     _bounded(
-        config, ("dropout", "average_decay", "decay_fraction"), lambda x: 0 <= x < 1, "in [0, 1)"
+        config,
+        ("replay", "dropout", "average_decay", "decay_fraction"),
+        lambda x: 0 <= x < 1,
+        "in [0, 1)",
     )
     _bounded(config, ("clip",), lambda x: x > 0, "more than 0")
     _bounded(config, ("seed",), lambda x: 0 <= x <= MAX_SEED, f"0 to {MAX_SEED}")
+    _bounded(config, ("budget",), lambda x: not x or seconds(x) > 0, "a time such as 90s, 30m, 8h")
+
+
+def seconds(budget: str) -> float:
+    """Of a time such as 90s, 30m or 8h; 0 for what is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget)
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
 
 
 def _bounded(
@@ -175,5 +210,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(option, action="store_true", default=None, help=told)
         else:
             choices = f.metadata["choices"]
-            name = None if choices else "N" if kind is int else "X" if kind is float else "FILE"
+            name = METAVARS.get(f.name, {int: "N", float: "X", str: "FILE"}[kind])
+            name = None if choices else name
             parser.add_argument(option, type=kind, choices=choices, metavar=name, help=told)

@@ -1,43 +1,32 @@
 """A corpus as bytes: found, checked, memory-mapped, split 90/10, and drawn in batches.
 
 Any file will do, text or binary: a token is a byte. Several of them, folders, compressed files and
-tables are put together first: see documents.py. `shakespeare` names Tiny Shakespeare, looked
-for in $TSM_DATA, then in the user's cache; `--download` of train.py fetches it there.
+tables are put together first: see documents.py. Some are known by name: see corpora.py.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import http.client
-import os
 import tempfile
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
-from rich.progress import Progress
 
-from ..runtime.files import written
+from .corpora import CORPORA, find, sha256
 from .documents import CORPUS, TABLES, DataError, assemble, is_documents
-
-CORPUS_FILE = "tinyshakespeare.txt"
-CORPUS_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-CORPUS_BYTES = 1_115_394
-CORPUS_URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
 
 
 @dataclass(frozen=True)
 class Corpus:
     name: str  # to show
     path: Path
-    train: Integer[np.ndarray, " train"]  # the first 90%
-    validation: Integer[np.ndarray, " validation"]  # the last 10%; no byte is in both
+    train: Integer[np.ndarray, " train"]  # the first 90%, but for corpora known by name
+    validation: Integer[np.ndarray, " validation"]  # the bytes after those
+    test: Integer[np.ndarray, " test"]  # what is left: of few corpora anything
     summary: str = ""  # of the documents that it was put together from
 
 
@@ -48,12 +37,13 @@ def open_corpus(
     column: str | None = None,
     folder: Path | None = None,
 ) -> Corpus:
-    """The corpus of one path or several, or `shakespeare`; both its parts hold at least one window
-    + 1 bytes. column: of tables, whose values are the documents. folder: where documents are put
-    together, by default a temporary one. Raises DataError."""
+    """The corpus of one path or several, or of a name; training and validation part hold at least
+    one window + 1 bytes. column: of tables, whose values are the documents. folder: where documents
+    are put together, by default a temporary one. Raises DataError."""
     names = [names] if isinstance(names, (str, Path)) else names
-    if [str(name) for name in names] == ["shakespeare"]:
-        return _file(_shakespeare(download), window)
+    if len(names) == 1 and (known := CORPORA.get(str(names[0]))):
+        path = find(str(names[0]), download)
+        return _split(path, (known.train, known.validation), window, str(path))
     paths = [Path(name) for name in names]
     if not is_documents(paths, column):
         if column is not None and paths[0].is_file():
@@ -69,26 +59,44 @@ def open_corpus(
 def _assembled(paths: list[Path], window: int, column: str | None, folder: Path) -> Corpus:
     found = assemble(paths, column, folder)
     shown = ", ".join(map(str, paths))
-    return _split(folder / CORPUS, found.train_bytes, window, shown, found.summary())
+    sizes = found.train_bytes, found.validation_bytes
+    return _split(folder / CORPUS, sizes, window, shown, found.summary())
 
 
 def _file(path: Path, window: int) -> Corpus:
     if not path.is_file():
         raise DataError(f"{path}: no such file, wanted a file or a folder to learn from")
-    return _split(path, path.stat().st_size * 9 // 10, window, str(path))
+    train = path.stat().st_size * 9 // 10
+    return _split(path, (train, path.stat().st_size - train), window, str(path))
 
 
-def _split(path: Path, split: int, window: int, name: str, summary: str = "") -> Corpus:
-    size = path.stat().st_size
-    if size - split < window + 1 or split < window + 1:
+def _split(path: Path, sizes: tuple[int, int], window: int, name: str, summary: str = "") -> Corpus:
+    """sizes: bytes to learn from, and of the validation part."""
+    if min(sizes) < window + 1:
         wanted = f"at least {10 * (window + 1)} so that 10% hold one window of {window}"
-        raise DataError(f"{name}: {size} bytes, wanted {wanted}")
+        raise DataError(f"{name}: {path.stat().st_size} bytes, wanted {wanted}")
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path}: {reason}, wanted a readable file") from None
-    return Corpus(name, path, data[:split], data[split:], summary)
+    train, validation, test = np.split(data, np.cumsum(sizes))
+    return Corpus(name, path, train, validation, test, summary)
+
+
+def recorded_corpus(record: dict[str, Any], window: int) -> Corpus | None:
+    """The text of a record that train.py wrote, where it still is; else None."""
+    data, found = record.get("data"), record.get("data_sha256")
+    try:
+        if data:
+            path = Path(data["path"])
+            sizes = data["train_bytes"], data["validation_bytes"]
+            corpus = _split(path, sizes, window, str(path))
+        else:
+            corpus = open_corpus("shakespeare", window)
+        return corpus if sha256(corpus.path) == found else None
+    except (DataError, OSError):
+        return None
 
 
 def batch(
@@ -126,56 +134,3 @@ def fresh_windows(
     starts = np.arange(count)[:, None] * window
     rows = np.asarray(data)[starts + np.arange(window + 1)].astype(np.int64)
     return rows, np.asarray(data[count * window :]).astype(np.int64)[None]
-
-
-def sha256(path: Path) -> str:
-    """Raises DataError for a file that cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"{path}: {(error.strerror or str(error)).lower()}, wanted a readable file"
-        ) from None
-
-
-def _shakespeare(download: bool) -> Path:
-    home = os.path.expanduser("~")  # as it is where there is none, which Path.home() raises for
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "tsm" / CORPUS_FILE
-    places = [cache]
-    if os.environ.get("TSM_DATA"):
-        places.insert(0, Path(os.environ["TSM_DATA"]) / CORPUS_FILE)
-    for path in places:
-        if path.is_file():
-            return _checked(path)
-    if not download:
-        looked = " or ".join(map(str, places))
-        raise DataError(
-            f"shakespeare: not in {looked}; set TSM_DATA, or let train.py --download fetch it"
-        )
-    return _fetch(cache)
-
-
-def _checked(path: Path) -> Path:
-    found = sha256(path)
-    if found != CORPUS_SHA256:
-        raise DataError(f"{path}: SHA-256 {found}, wanted {CORPUS_SHA256}")
-    return path
-
-
-def _fetch(path: Path) -> Path:
-    try:
-        with urllib.request.urlopen(CORPUS_URL, timeout=30) as answer, Progress() as progress:
-            task, pieces = progress.add_task(f"downloading {CORPUS_FILE}", total=CORPUS_BYTES), []
-            while piece := answer.read(1 << 16):
-                pieces.append(piece)
-                progress.update(task, advance=len(piece))
-    except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"{CORPUS_URL}: cannot be downloaded ({error})") from None
-    text = b"".join(pieces)
-    if (found := hashlib.sha256(text).hexdigest()) != CORPUS_SHA256:
-        raise DataError(f"{CORPUS_URL}: SHA-256 {found}, wanted {CORPUS_SHA256}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as file:
-        file.write(text)
-    return path

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import model, optimizer
-from .spec import ModelSpec
+from .lora import Adapters, merged
+from .spec import ModelSpec, weights
 
 
 def bf16_is_fast() -> bool:
@@ -18,6 +19,8 @@ def bf16_is_fast() -> bool:
 
 
 class Engine:
+    on_mesh = False  # of several devices
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -25,6 +28,7 @@ class Engine:
         bf16: bool,
         compiled: bool,
         teachers: Sequence[tuple[ModelSpec, dict[str, np.ndarray]]] = (),
+        adapters: Adapters | None = None,
     ) -> None:
         """As engine_torch.Engine."""
         self.spec, self.dropout = spec, dropout
@@ -33,8 +37,20 @@ class Engine:
         # Always compiled, whatever `compiled` says: op by op JAX is of no use in training.
         self._step = jax.jit(self.pure_step, donate_argnums=(0, 1, 2))
         self._losses = jax.jit(self._plain_losses)
+        self.table = adapters.table if adapters else weights(spec)
+        self.base = self.load(adapters.base) if adapters else None
         self.teacher_specs = [spec for spec, _ in teachers]
         self.teachers = [self._cast(self.load(arrays, spec)) for spec, arrays in teachers]
+
+    def use_threads(self, count: int) -> None:
+        """XLA's pool stays as large as it was made."""
+
+    def device_name(self) -> str:
+        return jax.devices()[0].device_kind
+
+    def memory_bytes(self) -> int | None:
+        """As engine_torch.Engine's."""
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     def load(self, arrays: dict[str, np.ndarray], spec: ModelSpec | None = None) -> dict[str, Any]:
         return {n: jnp.array(a) for n, a in arrays.items()}
@@ -49,7 +65,11 @@ class Engine:
         return slice(None)
 
     def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:
-        return optimizer.initial_state(jnp, self.spec, values)
+        return optimizer.initial_state(jnp, self.table, values)
+
+    def whole(self, values: dict[str, Any]) -> dict[str, Any]:
+        """As engine_torch.Engine's."""
+        return merged(self.base, values) if self.base else values
 
     def _cast(self, values: dict[str, Any]) -> dict[str, Any]:
         return {n: v.astype(self.dtype) for n, v in values.items()}
@@ -107,12 +127,13 @@ class Engine:
         masks = self._masks(key, inputs.shape)
 
         def mean_loss(values: dict[str, Any]) -> Any:
-            return self._nats(self._cast(values), teachers, inputs, targets, masks).mean()
+            whole = self._cast(self.whole(values))
+            return self._nats(whole, teachers, inputs, targets, masks).mean()
 
         points = {n: v + toward_average * (average[n] - v) for n, v in values.items()}
         loss, gradients = jax.value_and_grad(mean_loss)(points)
         values, state, norm = optimizer.update(
-            jnp, self.spec, values, gradients, state, muon_dtype=self.muon_dtype, **settings
+            jnp, self.table, values, gradients, state, muon_dtype=self.muon_dtype, **settings
         )
         average = {n: a + (1 - average_decay) * (values[n] - a) for n, a in average.items()}
         return values, state, average, loss, norm
@@ -132,7 +153,7 @@ class Engine:
         return *arrays, float(loss), float(norm)
 
     def _plain_losses(self, values: dict[str, Any], tokens: Any) -> Any:
-        return self._nats(values, (), tokens[:, :-1], tokens[:, 1:])
+        return self._nats(self.whole(values), (), tokens[:, :-1], tokens[:, 1:])
 
     def losses(self, values: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
         """Nats of each target of windows (rows, L+1): (rows, L)."""

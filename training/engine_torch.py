@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from . import model, optimizer
-from .spec import ModelSpec
+from .lora import Adapters, merged
+from .spec import ModelSpec, weights
 
 
 def _keep_pages() -> None:
@@ -34,6 +35,8 @@ def bf16_is_fast() -> bool:
 
 
 class Engine:
+    on_mesh = False  # of several devices
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -41,10 +44,12 @@ class Engine:
         bf16: bool,
         compiled: bool,
         teachers: Sequence[tuple[ModelSpec, dict[str, np.ndarray]]] = (),
+        adapters: Adapters | None = None,
     ) -> None:
         """teachers: models whose mean probabilities are to be learned in place of the text's
-        bytes."""
+        bytes. adapters: what is trained in place of the model's weights."""
         _keep_pages()
+        self.table = adapters.table if adapters else weights(spec)
         self.spec, self.dropout = spec, dropout
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.use_deterministic_algorithms(True, warn_only=self.device == "cuda")
@@ -59,8 +64,19 @@ class Engine:
             torch.compile(teacher_probabilities) if compiled else teacher_probabilities
         )
         self.teachers = [(spec, self.load(arrays)) for spec, arrays in teachers]
+        self.base = self.load(adapters.base) if adapters else None
         # Its tracer warns of array-api-compat's cached look-ups, which are pure.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools")
+
+    def use_threads(self, count: int) -> None:
+        torch.set_num_threads(count)
+
+    def device_name(self) -> str:
+        return "CPU" if self.device == "cpu" else torch.cuda.get_device_name()
+
+    def memory_bytes(self) -> int | None:
+        """The most that a GPU's memory has held; None without one."""
+        return None if self.device == "cpu" else torch.cuda.max_memory_allocated()
 
     def load(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         return {n: torch.tensor(a, device=self.device) for n, a in arrays.items()}
@@ -75,7 +91,11 @@ class Engine:
         return slice(None)
 
     def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:
-        return optimizer.initial_state(xp, self.spec, values)
+        return optimizer.initial_state(xp, self.table, values)
+
+    def whole(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The model's weights."""
+        return merged(self.base, values) if self.base else values
 
     def _logits(
         self, spec: ModelSpec, values: dict[str, Any], tokens: Any, drop: Any = lambda x: x
@@ -103,7 +123,7 @@ class Engine:
             return x if noise is None else x * ((next(left) >= dropped) * (256 / (256 - dropped)))
 
         with self.cast:
-            logits = self._logits(self.spec, values, tokens[:, :-1], drop).float()
+            logits = self._logits(self.spec, self.whole(values), tokens[:, :-1], drop).float()
         if teacher_probabilities is not None:
             return model.distillation_loss(xp, logits, teacher_probabilities).mean()
         return model.loss(xp, logits, tokens[:, 1:]).mean()
@@ -140,7 +160,7 @@ class Engine:
         with torch.no_grad():
             named = dict(zip(points, gradients, strict=True))
             values, state, norm = optimizer.update(
-                xp, self.spec, values, named, state, muon_dtype=self.muon_dtype, **settings
+                xp, self.table, values, named, state, muon_dtype=self.muon_dtype, **settings
             )
             average = {n: a.lerp(values[n], 1 - average_decay) for n, a in average.items()}
         return values, state, average, loss.item(), norm.item()
@@ -149,5 +169,5 @@ class Engine:
     def losses(self, values: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
         """Nats of each target of windows (rows, L+1): (rows, L)."""
         inputs = torch.as_tensor(tokens, device=self.device)
-        logits = self._logits(self.spec, values, inputs[:, :-1])
+        logits = self._logits(self.spec, self.whole(values), inputs[:, :-1])
         return model.loss(xp, logits, inputs[:, 1:]).cpu().numpy()

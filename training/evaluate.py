@@ -1,10 +1,11 @@
-"""Nats per byte of a model on the held-out 10% of a corpus, or its accuracy on a recall task.
+"""Loss of a model on the held-out 10% of a corpus, or its accuracy on a recall task.
 
     python training/evaluate.py models/shakespeare.safetensors --data shakespeare
     python training/evaluate.py runtime/shakespeare-int8.tflite --stream-bytes 1048576
     python training/evaluate.py runtime/shakespeare-int8.onnx --task passkey --distances 16 64
     python training/evaluate.py mine-int8.tflite --against mine.safetensors
 
+Scored is what train.py holds out, but of a corpus with a test part, enwik8, that part.
 fresh: every window of 256 bytes starts without context (nanoGPT's protocol, but over the whole
 split, so that nothing is drawn at random). streaming: one pass with the state carried along.
 --stream-bytes N: loss by position. The held-out part is repeated up to N bytes as one stream with
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,10 +78,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         score = scorer(arguments.model)
         return names | recall(score, arguments.task, arguments.distances, arguments.examples)
     corpus = open_corpus(arguments.data, arguments.window, column=arguments.column)
-    data = corpus.validation[: arguments.limit]
-    start = len(corpus.train)
+    part, held_out, start = "held-out", corpus.validation, len(corpus.train)
+    if len(corpus.test):
+        part, held_out, start = "test", corpus.test, start + len(corpus.validation)
+    data = held_out[: arguments.limit]
     place = f"bytes {start:,} to {start + len(data):,}"
-    names["text"] = f"{corpus.name}, the part that train.py holds out of it: {place}"
+    names["text"] = f"{corpus.name}, its {part} part: {place}"
     if arguments.against:
         names["reference"] = str(arguments.against)
         return names | against(scorer(arguments.model), scorer(arguments.against), data)
@@ -108,11 +112,14 @@ def evaluate(
     """Both figures of the model at `path` over all of `data` (bytes); by position if asked."""
     score = scorer(path)
     by_position = {} if stream_bytes is None else stream(score, data, stream_bytes)
+    fresh, streaming = _fresh(score, data, window), _streaming(score, data)
     return {
         "bytes": len(data),
         "window": window,
-        "fresh_nats_per_byte": _fresh(score, data, window),
-        "streaming_nats_per_byte": _streaming(score, data),
+        "fresh_nats_per_byte": fresh,
+        "streaming_nats_per_byte": streaming,
+        "fresh_bits_per_byte": fresh / math.log(2),
+        "streaming_bits_per_byte": streaming / math.log(2),
         **by_position,
     }
 

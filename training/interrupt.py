@@ -20,6 +20,7 @@ class Interrupt:
 
     def __init__(self, prog: str) -> None:
         self.prog, self.received, self.at_once = prog, 0, True
+        self.what = "interrupted while starting"
         heard = [n for n in SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
         for number in heard:
             signal.signal(number, self._handle)
@@ -32,6 +33,13 @@ class Interrupt:
     def finish_steps(self) -> None:
         self.at_once = False
 
+    def end_at_once(self, what: str) -> None:
+        """From now on, with a line that says what was interrupted; commands that are started hear
+        a Ctrl-C too."""
+        self.at_once, self.what = True, what
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
     def _wait(self) -> None:
         while True:
             self._handle(signal.sigwait([signal.SIGINT]))
@@ -43,6 +51,6 @@ class Interrupt:
             os.write(2, f"\r\x1b[K{said}".encode() if sys.stderr.isatty() else said.encode())
             return
         show_cursor = "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""
-        what = "interrupted while starting" if self.at_once else "the last checkpoint stays"
+        what = self.what if self.at_once else "the last checkpoint stays"
         os.write(2, f"{show_cursor}{self.prog}: {what}\n".encode())
         os._exit(SIGNALLED + number)

@@ -103,6 +103,8 @@ class Gathered(dict[str, Any]):
 class Engine(engine_jax.Engine):
     """As engine_jax.Engine, over all devices of a mesh and of all processes."""
 
+    on_mesh = True
+
     def __init__(self, mesh: Mesh, spec: ModelSpec, *arguments: Any) -> None:
         self.mesh, self.parts = mesh, mesh.shape[SEQUENCE]
         self.rows_of_batch = NamedSharding(mesh, P(ROWS))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..runtime.files import naming, written
 from .config import RunError
@@ -14,8 +17,11 @@ class Log:
     """On resume, what was written after the checkpoint is cut off: it is about to be measured
     again, equal."""
 
-    def __init__(self, out: Path, step: int) -> None:
-        """step: that of the checkpoint, or -1 for a new run."""
+    def __init__(
+        self, out: Path, step: int, record: dict[str, Any], trackers: Sequence[str] = ()
+    ) -> None:
+        """step: that of the checkpoint, or -1 for a new run. record: of the run, for the trackers,
+        names of TRACKERS. Raises RunError."""
         # Not at the top: it imports PyTorch, for which the number of threads is to be set before.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import (
@@ -24,6 +30,7 @@ class Log:
         )
         from tensorboardX.summary import scalar
 
+        self.trackers = [_opened(name, out, record) for name in trackers]
         self.event, self.scalar = Event, scalar
         self.path = out / "metrics.jsonl"
         lines = _lines_until(self.path, step)
@@ -37,12 +44,15 @@ class Log:
         start = SessionLog(status=SessionLog.START)
         self.board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
-    def write(self, kind: str, step: int, **values: float) -> None:
+    def write(self, kind: str, step: int, **values: float | str) -> None:
         with naming(str(self.path)):
             line = {"kind": kind, "step": step, **values}
             self.file.write(json.dumps(line, allow_nan=False) + "\n")
-            for name, value in values.items():
-                summary = self.scalar(f"{kind}/{name}", value)
+            numbers = {f"{kind}/{n}": v for n, v in values.items() if not isinstance(v, str)}
+            for track in self.trackers:
+                track(numbers, step=step)
+            for name, value in numbers.items():
+                summary = self.scalar(name, value)
                 event = self.event(wall_time=time.time(), step=step, summary=summary)
                 self.board.write_event(event)
             if kind == "validation":
@@ -61,6 +71,28 @@ class NoLog:
 
     def close(self) -> None:
         pass
+
+
+def _wandb(package: Any, out: Path, record: dict[str, Any]) -> Callable[..., Any]:
+    return package.init(project="tsm", name=out.name, dir=out, config=record).log
+
+
+def _mlflow(package: Any, out: Path, record: dict[str, Any]) -> Callable[..., Any]:
+    package.set_experiment("tsm")
+    package.start_run(run_name=out.name)  # which ends with the process
+    package.log_params(record["config"])
+    return package.log_metrics
+
+
+TRACKERS = {"wandb": _wandb, "mlflow": _mlflow}
+
+
+def _opened(name: str, out: Path, record: dict[str, Any]) -> Callable[..., Any]:
+    try:
+        return TRACKERS[name](importlib.import_module(name), out, record)
+    except Exception as error:  # of a package whose errors are its own
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"--log {name}: {reason}") from None
 
 
 def _lines_until(path: Path, step: int) -> list[bytes]:

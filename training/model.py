@@ -33,13 +33,18 @@ from jaxtyping import Float, Int
 from . import gpt2
 from .mixers import MIXERS
 from .mixers.primitives import Array, State, Weights, linear, rms_norm
+from .mixers.table import Weight
 from .spec import GPT2, ModelSpec, state_shapes, weights
 
 
 def initialise(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
     """Fresh fp32 weights; each depends on the seed and its own name alone."""
+    return initialise_table(weights(spec), seed)
+
+
+def initialise_table(table: dict[str, Weight], seed: int) -> dict[str, np.ndarray]:
     values = {}
-    for name, weight in weights(spec).items():
+    for name, weight in table.items():
         init = weight.init
         spread = np.linspace(init.low, init.high, weight.shape[-1], dtype=np.float32)
         value = np.broadcast_to(spread, weight.shape).copy()

@@ -10,7 +10,7 @@ from typing import Any
 
 from array_api_compat import device
 
-from .spec import ModelSpec, weights
+from .mixers.table import Weight
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Muon's quintic: steep at 0, within 0.7..1.2 after 5
 NEWTON_SCHULZ_ROUNDS = (3, 2)  # of Muon's five: a new Gram matrix is made after the third
@@ -20,12 +20,12 @@ ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.99, 1e-8
 Arrays = dict[str, Any]
 
 
-def initial_state(xp: Any, spec: ModelSpec, values: Arrays) -> Arrays:
+def initial_state(xp: Any, table: dict[str, Weight], values: Arrays) -> Arrays:
     """Zero moments: `first.NAME` for every weight, `second.NAME` for those of AdamW."""
     state = {f"first.{name}": xp.zeros_like(value) for name, value in values.items()}
     return state | {
         f"second.{name}": xp.zeros_like(values[name])
-        for name, weight in weights(spec).items()
+        for name, weight in table.items()
         if not weight.muon
     }
 
@@ -58,7 +58,7 @@ def orthogonalise(xp: Any, matrix: Any, dtype: Any = None) -> Any:
 
 def update(
     xp: Any,
-    spec: ModelSpec,
+    table: dict[str, Weight],
     values: Arrays,
     gradients: Arrays,
     state: Arrays,
@@ -72,16 +72,17 @@ def update(
 ) -> tuple[Arrays, Arrays, Any]:
     """(weights, state, gradient norm before clipping) after step number `step`, from 0.
 
+    table: of what is trained, `weights(spec)`.
     muon_learning_rate: change per step of a matrix's singular values; adam_learning_rate: of a
     single weight.
     weight_decay is per unit of rate, on matrices only. clip: bound on the global gradient norm.
     muon_dtype: as `dtype` of `orthogonalise`.
     """
     # Summed in the order of the table: a dict read from a checkpoint has another, and another sum.
-    norm = xp.sqrt(sum(xp.sum(gradients[name] * gradients[name]) for name in weights(spec)))
+    norm = xp.sqrt(sum(xp.sum(gradients[name] * gradients[name]) for name in table))
     scale = clip / xp.where(norm > clip, norm, xp.ones_like(norm) * clip)
     updated, moments = {}, {}
-    for name, weight in weights(spec).items():
+    for name, weight in table.items():
         value, gradient = values[name], gradients[name] * scale
         first = state[f"first.{name}"]
         if weight.muon:

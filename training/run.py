@@ -1,7 +1,9 @@
-"""A run at one moment, one step of it, and its checkpoint."""
+"""What a run starts with, the run at one moment, one step of it, and its checkpoint."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -11,15 +13,107 @@ from typing import Any
 import numpy as np
 
 from ..runtime.command import needs
-from .checkpoint import read_arrays, write_arrays
+from . import config as settings
+from . import model
+from .checkpoint import load_model, read_arrays, read_metadata, write_arrays
 from .config import FREE_TO_CHANGE, RunError, TrainConfig
-from .data import Corpus, batch
+from .data import Corpus, batch, recorded_corpus
+from .lora import Adapters, adapter_table
 from .schedule import SCHEDULES, Schedule
-from .spec import ModelSpec, SpecError, check_weights
+from .spec import ModelSpec, SpecError, check_table, weights
 
-CHECKPOINT = "checkpoint.safetensors"  # in the run's folder
+# In the run's folder.
+CHECKPOINT, MODEL, RECORD = "checkpoint.safetensors", "model.safetensors", "model.json"
 CHECKPOINT_OF_MESH = "checkpoint"  # in its place, where a run is or was on several devices
 PARTS = ("weights", "optimizer", "average")
+
+Arrays = dict[str, np.ndarray]
+Models = list[tuple[ModelSpec, Arrays]]
+
+
+def first_model(config: TrainConfig) -> tuple[ModelSpec, Arrays]:
+    """The shape and the weights that a new run starts with."""
+    if not config.start:
+        spec = settings.spec_of(config)
+        return spec, model.initialise(spec, config.seed)
+    spec, values = load_model(config.start)
+    spec = settings.spec_of(config, spec)
+    if config.lora:
+        values = model.initialise_table(adapter_table(spec, config.lora), config.seed)
+    return spec, values
+
+
+def load_adapters(config: TrainConfig, spec: ModelSpec) -> Adapters | None:
+    """What is trained with --lora, beside the weights that it was started from."""
+    if not config.lora:
+        return None
+    return Adapters(load_model(config.start)[1], adapter_table(spec, config.lora))
+
+
+def original_corpus(config: TrainConfig) -> Corpus | None:
+    """The text that the model of --start was trained on, where it can be had."""
+    try:
+        record = json.loads(Path(config.start).with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return recorded_corpus(record, config.window) if isinstance(record, dict) else None
+
+
+def load_teachers(config: TrainConfig, spec: ModelSpec) -> Models:
+    """spec: of the model that is to learn from them."""
+    teachers = []
+    for path in config.teachers.split(",") if config.teachers else []:
+        if not path:
+            raise RunError(f"--teachers {config.teachers}: an empty name, wanted a comma between")
+        teachers.append(load_model(path))
+        found = teachers[-1][0].vocabulary
+        if found != spec.vocabulary:
+            raise RunError(f"{path}: its vocabulary is {found}, wanted {spec.vocabulary}")
+    return teachers
+
+
+def open_engine(
+    config: TrainConfig,
+    spec: ModelSpec,
+    teachers: Models,
+    adapters: Adapters | None = None,
+    mesh_text: str | None = None,
+) -> tuple[Any, TrainConfig]:
+    """The engine, and the settings with the precision that it computes in. mesh_text: how JAX
+    spreads over all devices; None for one device."""
+    with needs("tsm-train", "train" if config.engine == "torch" else "train-jax"):
+        if config.engine == "torch":
+            from . import engine_torch as library
+        else:
+            from . import engine_jax as library
+    create: Any = library.Engine
+    if config.engine == "jax" and mesh_text is not None:
+        from . import mesh as meshes
+
+        mesh = meshes.make_mesh(mesh_text)
+        if mesh:
+            meshes.check(mesh, config, [spec, *(spec for spec, _ in teachers)])
+            create = functools.partial(meshes.Engine, mesh)
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and library.bf16_is_fast())
+    config = dataclasses.replace(config, precision="bf16" if bf16 else "fp32")
+    return create(spec, config.dropout, bf16, config.compiled, teachers, adapters), config
+
+
+def mean_loss(config: TrainConfig, teachers: Models, windows: np.ndarray) -> float:
+    """Nats a byte of the mean of the teachers' probabilities."""
+    plain = dataclasses.replace(config, compiled=False)
+    chances = []
+    for spec, values in teachers:
+        engine, _ = open_engine(plain, spec, [])
+        chances.append(np.exp(-engine.losses(engine.load(values), windows)))
+    return float(-np.log(np.mean(chances, axis=0)).mean())
+
+
+def validation_windows(corpus: Corpus, config: TrainConfig) -> np.ndarray:
+    count = (len(corpus.validation) - 1) // config.window
+    chosen = np.linspace(0, count - 1, min(config.eval_windows, count)).astype(int)
+    places = chosen[:, None] * config.window + np.arange(config.window + 1)
+    return np.asarray(corpus.validation)[places].astype(np.int64)
 
 
 @dataclass
@@ -45,9 +139,15 @@ def fresh(engine: Any, schedule: Schedule, initial: dict[str, np.ndarray]) -> Ru
 
 
 def advance(
-    engine: Any, run: Run, schedule: Schedule, config: TrainConfig, corpus: Corpus
+    engine: Any,
+    run: Run,
+    schedule: Schedule,
+    config: TrainConfig,
+    corpus: Corpus,
+    original: Corpus | None = None,
 ) -> tuple[float, float]:
-    """One step of `run` in place; its loss, and its gradient's norm before clipping."""
+    """One step of `run` in place; its loss, and its gradient's norm before clipping. original: the
+    text that is replayed."""
     fraction = schedule.fraction(run.step, run.memory)
     settings = {
         "step": run.step,
@@ -57,8 +157,15 @@ def advance(
         "clip": config.clip,
         "adam_beta1": schedule.adam_beta1,
     }
-    part = engine.rows(config.batch)
-    tokens = batch(corpus.train, config.seed, run.step, config.batch, config.window, part)
+    replayed = round(config.replay * config.batch) if original else 0
+    parts = ((corpus, config.batch - replayed), (original, replayed))
+    tokens = np.concatenate(
+        [
+            batch(text.train, config.seed, run.step, rows, config.window, engine.rows(rows))
+            for text, rows in parts
+            if text and rows
+        ]
+    )
     seed = (config.seed * 1_000_003 + run.step) % 2**64
     values = run.weights, run.optimizer, run.average
     *values, loss, norm = engine.step(
@@ -90,6 +197,19 @@ def snapshot(
     }
 
 
+def read_best(path: Path) -> dict[str, Any] | None:
+    """The record beside the best weights so far; None if there are none."""
+    if not path.exists():
+        return None
+    try:
+        best = json.loads(path.read_bytes())
+        if best["step"] >= 0 and math.isfinite(best["validation_nats_per_byte"]):
+            return best
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise RunError(f"{path}: not a record of train.py, wanted one, or no file")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a snapshot was made of, read back. The arrays are NumPy's."""
@@ -116,13 +236,29 @@ class CheckpointFile:
         pass
 
 
+def checkpoint_path(out: Path, on_mesh: bool = False) -> Path:
+    """A file, or a folder of a run that is, or was, on a mesh. on_mesh: new ones, at least."""
+    folder = out / CHECKPOINT_OF_MESH
+    return folder if on_mesh or folder.exists() else out / CHECKPOINT
+
+
 def checkpoint_in(out: Path, on_mesh: bool = False) -> Any:
-    """Where the checkpoints of the run in that folder are. on_mesh: new ones, at least."""
-    if on_mesh or (out / CHECKPOINT_OF_MESH).exists():
-        with needs("tsm-train", "train-jax"):
-            from .checkpoint_folder import CheckpointFolder
-        return CheckpointFolder(out / CHECKPOINT_OF_MESH)
-    return CheckpointFile(out / CHECKPOINT)
+    """What reads and writes the checkpoints of the run in that folder. As checkpoint_path."""
+    path = checkpoint_path(out, on_mesh)
+    if path.name == CHECKPOINT:
+        return CheckpointFile(path)
+    with needs("tsm-train", "train-jax"):
+        from .checkpoint_folder import CheckpointFolder
+    return CheckpointFolder(path)
+
+
+def seconds_taken(out: Path) -> float:
+    """By the run in that folder, until its last checkpoint."""
+    path = checkpoint_path(out)
+    if path.name == CHECKPOINT:
+        return float(read_metadata(path)["seconds"])
+    steps = {int(file.parts[-3]): file for file in path.glob("[0-9]*/metadata/metadata")}
+    return float(json.loads(steps[max(steps)].read_bytes())["seconds"])
 
 
 def read_checkpoint(out: Path) -> Checkpoint | None:
@@ -139,11 +275,12 @@ def read_checkpoint(out: Path) -> Checkpoint | None:
         for name, array in arrays.items():
             part, name = name.split("/", 1)
             parts[part][name] = array
-        check_weights(spec, parts["weights"], str(path))
-        check_weights(spec, parts["average"], str(path))
+        config = TrainConfig(**record["config"])
+        table = adapter_table(spec, config.lora) if config.lora else weights(spec)
+        check_table(table, parts["weights"], str(path))
+        check_table(table, parts["average"], str(path))
         memory = json.loads(metadata["memory"])
         run = Run(int(metadata["step"]), memory, **parts)
-        TrainConfig(**record["config"])
         return Checkpoint(run, spec, record, float(metadata["seconds"]))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, SpecError):
@@ -161,6 +298,8 @@ def check_unchanged(out: Path, stored: dict[str, Any], record: dict[str, Any]) -
             if name == "data_sha256":
                 how = "another text, or this one has changed since"
             raise RunError(f"{out}: was started with {how}; give the same, or another --out")
+    if record["config"]["lora"] and stored["start_sha256"] != record["start_sha256"]:
+        raise RunError(f"{out}: {record['config']['start']} has changed since it was started")
     if stored.get("teachers_sha256") != record.get("teachers_sha256"):
         raise RunError(
             f"{out}: its teachers have changed since it was started; "

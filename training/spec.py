@@ -199,8 +199,11 @@ def state_shapes(
 
 
 def check_weights(spec: ModelSpec, found: dict[str, Any], source: str) -> None:
-    """Raises SpecError unless `found`, name to array, has just the table's names and shapes."""
-    table = weights(spec)
+    """Raises SpecError unless `found`, name to array, has just the names and shapes of a model."""
+    check_table(weights(spec), found, source)
+
+
+def check_table(table: dict[str, Weight], found: dict[str, Any], source: str) -> None:
     missing, extra = table.keys() - found.keys(), found.keys() - table.keys()
     if missing or extra:
         names = [f"missing {n}" for n in sorted(missing)] + [f"unknown {n}" for n in sorted(extra)]

@@ -16,7 +16,10 @@ const CODES = {
 };
 const MESSAGE_BYTES = 160; // TSM_MESSAGE_BYTES
 const RUNNING = 0; // TSM_RUNNING
-const NEWLINE = 10;
+const TO = ["word", "line"]; // TSM_WORD, TSM_LINE
+const COMPLETION_BYTES = 24; // tsm_completion as wasm32 lays it out
+const WORD_BYTES = 64; // the longest that a completion replaces
+const RECENT_BYTES = 1024; // by so many the recent text moves on, and is read again
 const FINISHES = /** @type {const} */ ([undefined, "length", "stop"]);
 
 /* tsm_sampling as wasm32 lays it out; a test asks the compiler. */
@@ -48,6 +51,8 @@ export class Engine {
   #message;
   #out; // two words: where calls put a pointer and a length
   #sampling;
+  /** @type {Map<number, { at: number, end: Uint8Array }>} by stream, its completer and the end of the text there */
+  #completers = new Map();
 
   /** @param {WebAssembly.Module} module */
   static async start(module) {
@@ -119,6 +124,8 @@ export class Engine {
 
   /** @param {number} stream */
   free(stream) {
+    this.#c.tsm_completer_free(this.#completers.get(stream)?.at ?? 0);
+    this.#completers.delete(stream);
     this.#c.tsm_stream_free(stream);
   }
 
@@ -156,28 +163,41 @@ export class Engine {
     return { ...this.#of(stream), logits: this.#floats(this.#word(this.#out), 256) };
   }
 
-  /** The likeliest bytes after a stream, up to the end of the line, while all of them together have a
-   * probability of `threshold` at least: those of so many milliseconds, one at least. They are read by a
-   * fork, with which the next call goes on, and which the caller frees.
-   * @param {number} stream
-   * @param {{ fork: number, last?: number, left: number, threshold: number, probability: number }} before
-   * @param {number} milliseconds */
-  complete(stream, { fork, last, left, threshold, probability }, milliseconds) {
-    const end = performance.now() + milliseconds;
-    const bytes = [];
-    let sure = left > 0;
-    while (sure) {
-      if (last !== undefined) this.feed(stream, Uint8Array.of(last));
-      const next = this.#likeliest(stream);
-      sure = next.byte !== NEWLINE && probability * next.probability >= threshold;
-      if (!sure) break;
-      stream = fork ||= this.fork(stream).stream;
-      probability *= next.probability;
-      bytes.push((last = next.byte));
-      sure = --left > 0;
-      if (performance.now() >= end) break;
+  /** Reads what is to be completed, `most` bytes of it at most, to 64; `left`: how many are left to be read.
+   * @param {number} stream @param {Uint8Array | undefined} text default: what the stream has read, as far as it is kept
+   * @param {number} most */
+  follow(stream, text = this.#recent(stream), most) {
+    const completer = this.#completers.get(stream) ?? { at: 0, end: text };
+    if (!completer.at) {
+      this.#check(this.#c.tsm_completer_new(this.#model, this.#out, this.#message));
+      completer.at = this.#word(this.#out);
+      this.#completers.set(stream, completer);
     }
-    return { ...this.#of(stream), fork, last, left, threshold, probability, bytes: Uint8Array.from(bytes), ended: !sure };
+    completer.end = text.slice(-WORD_BYTES);
+    this.#with(text.length, (at) => {
+      this.#bytes(at, text.length).set(text);
+      this.#check(this.#c.tsm_follow(completer.at, at, text.length, most, this.#out, this.#message));
+    });
+    return { ...this.#of(stream), left: this.#word(this.#out) };
+  }
+
+  /** Of the text that was followed. @param {number} stream @param {string} to @param {number} count
+   * @param {number} maxBytes @param {number} threshold */
+  complete(stream, to, count, maxBytes, threshold) {
+    const { at, end } = /** @type {{ at: number, end: Uint8Array }} */ (this.#completers.get(stream));
+    const { tsm_complete } = this.#c;
+    const [found, shown] = [this.#out, this.#out + 4];
+    this.#check(tsm_complete(at, TO.indexOf(to), count, maxBytes, threshold, found, shown, this.#message));
+    const completions = Array.from({ length: this.#word(shown) }, (_, i) => {
+      const one = this.#word(found) + i * COMPLETION_BYTES;
+      const replaced = end.subarray(end.length - this.#word(one + 16));
+      return {
+        text: this.#text(this.#word(one), this.#word(one + 4)),
+        probability: new Float64Array(this.#c.memory.buffer, one + 8, 1)[0],
+        replaced: decoder.decode(replaced).length,
+      };
+    });
+    return { ...this.#of(stream), completions };
   }
 
   /** @param {number} stream @param {number} bytes @param {string[]} stops */
@@ -231,12 +251,12 @@ export class Engine {
 
   /* Within */
 
-  /** @param {number} stream */
-  #likeliest(stream) {
-    const { logits } = this.logits(stream);
-    const most = Math.max(...logits);
-    const sum = logits.reduce((all, logit) => all + Math.exp(logit - most), 0);
-    return { byte: logits.indexOf(most), probability: 1 / sum };
+  /** What a stream has read last: from a place on that stays as it goes on. @param {number} stream */
+  #recent(stream) {
+    const at = this.#c.tsm_recent(stream, this.#out);
+    const bytes = this.#word(this.#out);
+    const before = Number(this.#c.tsm_position(stream)) - bytes;
+    return this.#bytes(at, bytes).slice((RECENT_BYTES - (before % RECENT_BYTES)) % RECENT_BYTES);
   }
 
   /** What replies tell of a stream. @param {number} stream */

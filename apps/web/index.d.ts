@@ -63,25 +63,30 @@ export interface Result {
 
 /** Text under way. It starts at once and goes on whether or not anybody reads: `await` it for the whole, or
  * take the pieces, whole characters, with `for await`; both do. A loop that is left ends it. */
-export interface Generation<R = Result> extends Promise<R>, AsyncIterable<string> {
+export interface Generation extends Promise<Result>, AsyncIterable<string> {
   /** Ends it with the piece under way. */
   cancel(): void;
 }
 
 export interface CompleteOptions {
-  /** The least probability that the whole completion may have. Default 0.5. */
+  /** The rest of the word, or the next one; or as many words of the line as are probable enough. Default "word". */
+  to?: "word" | "line";
+  /** How many at most, 1 to 16, the best first. Default 1. */
+  count?: number;
+  /** None of a lower probability, above 0. Default 0.55, at which two of three or more are right. */
   threshold?: number;
-  /** How many at most. Default 48. */
-  bytes?: number;
+  /** Length of one at most, in UTF-8. Default 48. */
+  maxBytes?: number;
   signal?: AbortSignal;
 }
 
 export interface Completion {
+  /** To put in at the cursor. */
   text: string;
-  /** Of the whole text: the product of its bytes' probabilities. */
+  /** That the text goes on so, and that its last word ends there. */
   probability: number;
-  /** From the call until the first text; 0 where there is none. */
-  firstTextMs: number;
+  /** How much before the cursor it takes the place of, as `length` counts: a typing error. */
+  replaced: number;
 }
 
 /** One text, and what the model remembers of it. Its calls are done in the order in which they are made. */
@@ -94,9 +99,10 @@ export interface Session {
   /** Goes on; settings given here hold from here on. After an abort the session may be some bytes
    * ahead of the text that was given: go on from a fork of before, or rewind to an earlier `position`. */
   generate(options?: GenerateOptions): Generation;
-  /** What most likely comes next in this line, as long as the model is sure of all of it; settings do not
-   * count. The session stays where it is, and other calls need not wait for the end. */
-  complete(options?: CompleteOptions): Generation<Completion>;
+  /** Completes a text, as docs/completion.md says: `before`, all that stands before the cursor, or without it
+   * what the session has read, of its last 4,096 bytes. Of a text that goes on from the one before no more is
+   * read than what is new, and after a deletion nothing. The session stays where it is; settings do not count. */
+  complete(before?: Text, options?: CompleteOptions): Promise<Completion[]>;
   /** 256 of them, of the next byte, before bias and all else. */
   logits(): Promise<Float32Array>;
   /** Reads a text, and says of each byte how unlikely it was: -log p, in nats. */

@@ -17,8 +17,9 @@ export { TSMError };
 const SLICE_MS = 8; // half a frame: a page without a worker stays usable
 const FEED_BYTES = 32; // about as long
 const SCORE_BYTES = 8;
-const COMPLETION_MS = 1; // soon shown, and a key typed meanwhile waits no longer
+const FOLLOW_BYTES = 64; // of a text to be completed: about as long
 const MOST_REWIND = 2 ** 24;
+const MOST_COMPLETIONS = 16;
 const encoder = new TextEncoder();
 const closed = () => new TSMError("closed", "it has been closed, wanted an open one");
 /** @type {FinalizationRegistry<() => void>} what nobody closed */
@@ -157,7 +158,7 @@ class Session {
   }
 
   /** @param {{ bytes?: number, stop?: string | readonly string[], settings?: api.Settings }} options
-   * @param {Way} way @returns {Promise<Omit<api.Result, "text" | "promptBytes" | "firstTextMs">>} */
+   * @param {Way} way @returns {Promise<Omit<Found, "promptBytes">>} */
   draw({ bytes = 500, stop = [], settings = {} }, way) {
     return this.#inTurn(way.signal, async () => {
       const stops = typeof stop === "string" ? [stop] : [...stop];
@@ -184,24 +185,17 @@ class Session {
     });
   }
 
-  /** @param {api.CompleteOptions} options @returns {api.Generation<api.Completion>} */
-  complete({ threshold = 0.5, bytes = 48, signal, ...unknown } = {}) {
-    return new Generation(signal, async (way) => {
+  /** @param {api.Text | undefined} before @param {api.CompleteOptions} options */
+  complete(before, { to = "word", count = 1, threshold = 0.55, maxBytes = 48, signal, ...unknown } = {}) {
+    return this.#inTurn(signal, async () => {
       refuse(unknown);
-      checkWhole("bytes", bytes, Number.MAX_SAFE_INTEGER);
-      if (!(threshold >= 0 && threshold <= 1)) throw found("threshold", threshold, "a probability, 0 to 1");
-      const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-      let reply = await this.#inOrder("complete", { fork: 0, probability: 1, left: bytes, threshold }, 0);
-      try {
-        for (;;) {
-          way.signal?.throwIfAborted();
-          way.give(decoder.decode(reply.bytes, { stream: true }));
-          if (reply.ended || way.cancelled) return { probability: reply.probability };
-          reply = await this.#host.call("complete", reply.fork, reply, COMPLETION_MS);
-        }
-      } finally {
-        if (reply.fork) this.#host.call("free", reply.fork).catch(() => {}); // an ended engine has no more
-      }
+      const text = before === undefined ? before : bytesOf(before);
+      if (to !== "word" && to !== "line") throw found("to", to, "word or line");
+      checkWhole("count", count, MOST_COMPLETIONS);
+      checkWhole("maxBytes", maxBytes, 2 ** 32 - 1);
+      if (typeof threshold !== "number") throw found("threshold", threshold, "a number");
+      while ((await this.#call("follow", text, FOLLOW_BYTES)).left) signal?.throwIfAborted();
+      return (await this.#call("complete", to, count, maxBytes, threshold)).completions;
     });
   }
 
@@ -257,8 +251,9 @@ class Session {
   }
 }
 
-/** @template R what `run` finds, besides
- * @implements {api.Generation<R & { text: string, firstTextMs: number }>} */
+/** @typedef {Omit<api.Result, "text" | "firstTextMs">} Found besides the text */
+
+/** @implements {api.Generation} */
 class Generation {
   #signal;
   #result;
@@ -271,7 +266,7 @@ class Generation {
   #tell = () => {};
 
   /** @param {AbortSignal | undefined} signal
-   * @param {(way: Way) => Promise<R>} run */
+   * @param {(way: Way) => Promise<Found>} run */
   constructor(signal, run) {
     const started = performance.now();
     let firstTextMs = 0;
@@ -314,17 +309,17 @@ class Generation {
     this.#way.cancelled = true;
   }
 
-  /** @type {Promise<R & { text: string, firstTextMs: number }>["then"]} */
+  /** @type {Promise<api.Result>["then"]} */
   then(resolved, rejected) {
     return this.#result.then(resolved, rejected);
   }
 
-  /** @type {Promise<R & { text: string, firstTextMs: number }>["catch"]} */
+  /** @type {Promise<api.Result>["catch"]} */
   catch(rejected) {
     return this.#result.catch(rejected);
   }
 
-  /** @type {Promise<R & { text: string, firstTextMs: number }>["finally"]} */
+  /** @type {Promise<api.Result>["finally"]} */
   finally(settled) {
     return this.#result.finally(settled);
   }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 from .engine import VOCABULARY, Engine, EngineError, ModelFile, some_bytes
 
 INSTALL = "make native (runtime/engines/native.py says how without make)"
-VERSION = 5  # TSM_VERSION of native/tsm.h
+VERSION = 6  # TSM_VERSION of native/tsm.h
 NOT_FINITE = -2  # TSM_NOT_FINITE there
 MESSAGE_BYTES = 160  # TSM_MESSAGE_BYTES
 _LIBRARIES = (".so", ".dylib", ".pyd", ".dll")

@@ -42,6 +42,8 @@
 #else
 #define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
+#elif !defined(WIDE) && defined(__wasm__) /* once is enough where size counts */
+#define WIDE __attribute__((noinline))
 #elif !defined(WIDE)
 #define WIDE
 #endif
@@ -136,6 +138,14 @@ VECTORS(64)
 #define WHOLE(size, address) (*(const bytes##size##_at *)(address))
 #define TAIL(size, address) tail##size(address, (uint32_t)(n - i))
 #define INLINE static inline __attribute__((always_inline))
+/* What need not be fast is small in WebAssembly, which is sent over a network. */
+#ifdef __wasm__
+#define SMALL _Pragma("clang attribute push(__attribute__((minsize)), apply_to = function)")
+#define END_SMALL _Pragma("clang attribute pop")
+#else
+#define SMALL
+#define END_SMALL
+#endif
 /* A loop whose turns do not depend on each other, though some of its arrays may be one. */
 #ifdef __clang__
 #pragma clang diagnostic ignored "-Wpass-failed" /* where there are no vectors */
@@ -786,6 +796,37 @@ static void pairs_rows8(const uint8_t *codes, const int8_t *x, uint32_t in, uint
     turn(sums, count, x, in);
 }
 WASM_ROWS(pairs, 4, 16, RELAXED_4, SUM16X)
+
+#define POSITIVE(LOAD)                                                                             \
+    {                                                                                              \
+        v128_t first = LOAD(rows + i), second = LOAD(rows + n + i);                                \
+        for (size_t k = 0; k < 2; k++) {                                                           \
+            v128_t v = LOAD(token + k * n + i);                                                    \
+            sum[2 * k] = SUM16X(sum[2 * k], first, v);                                             \
+            sum[2 * k + 1] = SUM16X(sum[2 * k + 1], second, v);                                    \
+        }                                                                                          \
+    }
+/* In a tile that would cost more than it gains. Squares have no signs: two rows, two tokens at once, for
+ * with more V8 keeps sums in memory. */
+static void positive_tile(const uint8_t *rows, const int8_t *x, size_t n, int32_t *sums) {
+    for (int r = 0; r < PANEL; r += 2, rows += 2 * n)
+        for (size_t t = 0; t < TOKENS; t += 2) {
+            const int8_t *token = x + t * n;
+            v128_t sum[4] = {0};
+            size_t i = 0;
+            for (; i + 16 <= n; i += 16) POSITIVE(wasm_v128_load)
+            if (i < n) POSITIVE(HALF)
+            v128_t all = totals(sum[0], sum[1], sum[2], sum[3]);
+            wasm_v128_store64_lane(sums + t * PANEL + r, all, 0);
+            wasm_v128_store64_lane(sums + (t + 1) * PANEL + r, all, 1);
+        }
+}
+static void pairs_tile(const uint8_t *rows, const int8_t *x, uint32_t n, int32_t *sums) {
+    size_t i = 0, all = (size_t)TOKENS * n;
+    while (i < all && !wasm_i8x16_bitmask(wasm_v128_load(x + i))) i += 16;
+    if (i < all) simd128_tile(rows, x, n, sums);
+    else positive_tile(rows, x, n, sums);
+}
 WASM_ROWS(relaxed, 4, 16, RELAXED_4, SUM32)
 #endif
 #endif
@@ -953,6 +994,8 @@ static void multiply(tsm_model *m, const matrix *w, const input *x, float *y) {
 
 /* A model */
 
+SMALL
+
 uint32_t tsm_version(void) { return TSM_VERSION; }
 
 /* As LIMITS in runtime/engines/native.py. */
@@ -1018,10 +1061,11 @@ static int agrees(const kernels *a, const kernels *b) {
         if (i < sizeof codes) codes[i] = (uint8_t)value;
         else x[i - sizeof codes] = (int8_t)value;
     }
-    for (uint32_t what = 0; what < 3; what++) {
+    for (uint32_t what = 0; what < 4; what++) { /* at last a tile of activations without signs */
+        for (uint32_t i = 0; what == 3 && i < sizeof x; i++) x[i] = (int8_t)abs(x[i]);
         for (int k = 0; k < 2; k++) {
             const kernels *own = k ? a : b;
-            if (what == 2) own->tile(codes, x, IN, sums[k]);
+            if (what >= 2) own->tile(codes, x, IN, sums[k]);
             else (what ? own->rows4 : own->rows8)(codes, x + what * IN, IN, PANEL, sums[k]);
             const uint32_t tokens = !own->raised || what == 1 ? 0 : what ? TOKENS : 1;
             for (uint32_t i = 0; i < tokens * PANEL; i++)
@@ -1076,7 +1120,7 @@ static void choose(tsm_model *m, int simd) {
         m->simd = 1;
     }
 #ifdef __wasm_relaxed_simd__
-    const kernels pairs = {pairs_rows8, pairs_rows4, simd128_tile, 0, 1};
+    const kernels pairs = {pairs_rows8, pairs_rows4, pairs_tile, 0, 1};
     const kernels with_signed = {signed_rows8, relaxed_rows4, signed_tile, 0, 1};
     const kernels with_unsigned = {unsigned_rows8, relaxed_rows4, unsigned_tile, 1, 1};
     const int32_t sum = relaxed_sum();
@@ -1178,6 +1222,8 @@ void tsm_free(tsm_model *m) {
 }
 
 int tsm_simd(const tsm_model *m) { return m->simd; }
+
+END_SMALL
 
 /* The function, for a block of at most BLOCK tokens */
 
@@ -1322,6 +1368,8 @@ void tsm_frequencies(const float *logits, uint32_t *cumulative) {
     for (uint32_t i = 0; i < 256; i++) cumulative[i + 1] += cumulative[i];
 }
 
+SMALL
+
 void tsm_nats(const float *logits, const uint8_t *bytes, size_t count, float *nats, float *entropy) {
     for (size_t n = 0; n < count; n++, logits += 256) {
         float greatest = logits[0], weights[256];
@@ -1331,6 +1379,8 @@ void tsm_nats(const float *logits, const uint8_t *bytes, size_t count, float *na
         if (entropy) entropy[n] = log_sum - dot(weights, logits, 256) / sum;
     }
 }
+
+END_SMALL
 
 /* `order`, `count` numbers below 256, by rising `keys`; equals stay as they are. First by the
  * higher bits of the keys and their positions: how many of these are less says where one belongs. */
@@ -1365,6 +1415,8 @@ static uint32_t reaching(const double *weights, const uint8_t *order, uint32_t c
     return kept;
 }
 
+SMALL
+
 uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, uint32_t top_k,
                  double typical_p, double top_p, double min_p, double uniform) {
     double keys[256], powers[256], weights[256], all = 0, sum = 0;
@@ -1385,15 +1437,12 @@ uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, u
         weights[byte] = exp(powers[byte]);
     }
     while (count > 1 && !(weights[order[count - 1]] > 0)) count--;
-    if (typical_p < 1) { /* surprises nearest to their mean, the entropy */
-        double distances[256], entropy = 0, total = 0;
+    if (typical_p < 1) { /* surprises nearest to their mean, the entropy: powers, but for a constant */
+        double distances[256], mean = 0, total = 0;
         for (uint32_t i = 0; i < count; i++) total += weights[order[i]];
-        double log_total = log(total);
-        for (uint32_t i = 0; i < count; i++)
-            entropy += weights[order[i]] * (log_total - powers[order[i]]);
-        entropy /= total;
-        for (uint32_t i = 0; i < count; i++)
-            distances[order[i]] = fabs(log_total - powers[order[i]] - entropy);
+        for (uint32_t i = 0; i < count; i++) mean += weights[order[i]] * powers[order[i]];
+        mean /= total;
+        for (uint32_t i = 0; i < count; i++) distances[order[i]] = fabs(powers[order[i]] - mean);
         uint8_t nearest[256], kept[256] = {0};
         memcpy(nearest, order, count);
         sort(distances, nearest, count);
@@ -1412,3 +1461,5 @@ uint8_t tsm_draw(const float *logits, const float *adjust, double temperature, u
         if ((sum += weights[order[drawn]]) > uniform * all) break;
     return order[drawn];
 }
+
+END_SMALL

@@ -91,16 +91,19 @@ static double nearest_double(big digits, int exponent) {
     big_shift(&digits, 1);
     int rest = big_compare(&digits, &over);
     quotient += rest > 0 || (rest == 0 && (quotient & 1));
-    return ldexp((double)quotient, power);
+    return scalbn((double)quotient, power);
 }
 
 /* The shortest digits that are read as `value`, finite and above 0, the nearest of these: as many as are
  * returned, to be multiplied by 10^exponent after a point before the first (Steele and White 1990). */
 static int shortest_digits(double value, char digits[18], int *exponent) {
-    int power, count = 0, low, high;
-    uint64_t mantissa = (uint64_t)ldexp(frexp(value, &power), 53);
-    power -= 53;
-    while (power < -1074) mantissa >>= 1, power++;
+    int count = 0, low, high;
+    uint64_t mantissa;
+    memcpy(&mantissa, &value, sizeof mantissa);
+    int power = (int)(mantissa >> 52);
+    mantissa &= ((uint64_t)1 << 52) - 1;
+    if (power) mantissa |= (uint64_t)1 << 52;
+    power = (power ? power : 1) - 1075; /* value = mantissa * 2^power */
     int even = !(mantissa & 1), uneven_gap = mantissa == (uint64_t)1 << 52 && power > -1074;
     big rest = big_of(mantissa), unit = big_of(1), below = big_of(1), above;
     big_shift(power < 0 ? &unit : &rest, (uint32_t)(power < 0 ? -power : power));
@@ -110,7 +113,8 @@ static int shortest_digits(double value, char digits[18], int *exponent) {
     big_shift(&unit, 1u + (uint32_t)uneven_gap);
     big_shift(&above, (uint32_t)uneven_gap);
     /* value = rest / unit; below and above: half the gap to its neighbours. */
-    *exponent = (int)ceil(log10(value) - 1e-10);
+    for (power += 52; !(mantissa >> 52); power--) mantissa <<= 1; /* 2^power <= value */
+    *exponent = (int)ceil(power * 0.30102999566398120 /* log10(2) */ - 1e-10); /* or one more */
     if (*exponent >= 0) big_times_ten(&unit, (uint32_t)*exponent);
     else {
         big_times_ten(&rest, (uint32_t)-*exponent);

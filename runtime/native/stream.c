@@ -265,13 +265,6 @@ int tsm_logits(tsm_stream *s, const float **logits, char *message) {
     return status;
 }
 
-/* -log p of a byte, in nats. Not tsm_nats: for single bytes it is 3 KB more of WebAssembly. */
-static float surprise(const float *logits, uint8_t byte) {
-    double sum = 0;
-    for (int i = 0; i < VOCABULARY; i++) sum += exp(logits[i] - logits[byte]);
-    return (float)log(sum);
-}
-
 int tsm_score(tsm_stream *s, const void *bytes, size_t count, float *nats, char *message) {
     const uint8_t *next = bytes;
     const float *before;
@@ -281,10 +274,9 @@ int tsm_score(tsm_stream *s, const void *bytes, size_t count, float *nats, char 
     if (!after) return failed(TSM_MEMORY, message, "no memory for a text");
     while (count && !status) {
         size_t piece = count < SCORED ? count : SCORED;
-        nats[0] = surprise(before, next[0]);
+        tsm_nats(before, next, 1, nats, NULL);
         status = feed(s, next, piece, after, message);
-        for (size_t i = 1; i < piece && !status; i++)
-            nats[i] = surprise(after + (i - 1) * VOCABULARY, next[i]);
+        if (!status) tsm_nats(after, next + 1, piece - 1, nats + 1, NULL);
         next += piece;
         nats += piece;
         count -= piece;

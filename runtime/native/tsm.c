@@ -4,12 +4,11 @@
  * json.c      JSON and its numbers, as Python reads and writes them
  * artifact.c  opening a .tflite or .onnx
  * stream.c    texts: reading, generating, rewinding, saving
+ * complete.c  completion as one types
  */
 #include "engine.c"
 
-#ifdef __wasm__ /* is sent over a network: small where it need not be fast */
-#pragma clang attribute push(__attribute__((minsize)), apply_to = function)
-#endif
+SMALL
 
 #include "json.c"
 
@@ -17,6 +16,6 @@
 
 #include "stream.c"
 
-#ifdef __wasm__
-#pragma clang attribute pop
-#endif
+#include "complete.c"
+
+END_SMALL

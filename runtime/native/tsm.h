@@ -29,7 +29,7 @@
 extern "C" {
 #endif
 
-#define TSM_VERSION 5 /* of the calls below */
+#define TSM_VERSION 6 /* of the calls below */
 #define TSM_MESSAGE_BYTES 160
 
 enum {
@@ -129,6 +129,28 @@ int tsm_rewind(tsm_stream *stream, uint64_t bytes, char *message);
 size_t tsm_save(const tsm_stream *stream, uint8_t *state, size_t room);
 int tsm_restore(tsm_model *model, const void *state, size_t bytes, uint32_t rewind_bytes,
                 tsm_stream **stream, char *message);
+
+/* Completion as one types: docs/completion.md says what is found. */
+
+typedef struct tsm_completer tsm_completer; /* of one text; with the shipped model up to 12 MB */
+typedef struct {
+    const char *text; /* to put in at the cursor, with a NUL */
+    size_t bytes;
+    double probability; /* that the text goes on so, and that its last word ends there */
+    uint32_t replaced;  /* bytes before the cursor that it takes the place of: a typing error */
+} tsm_completion;
+
+int tsm_completer_new(tsm_model *model, tsm_completer **completer, char *message);
+void tsm_completer_free(tsm_completer *completer); /* before its model */
+/* Reads the text before the cursor, as far as it is new: `most` bytes of it at most, to 64. `left`: how many
+ * are left to be read, by the same call again or by tsm_complete. */
+int tsm_follow(tsm_completer *completer, const void *text, size_t bytes, size_t most, size_t *left,
+               char *message);
+enum { TSM_WORD, TSM_LINE };
+/* The completions to the end of a word or a line that save most keys, as is expected, the best first; until the
+ * next call. count: 1 to 16 of them; max_bytes: of one; threshold: the least probability of one, above 0. */
+int tsm_complete(tsm_completer *completer, int to, uint32_t count, size_t max_bytes, double threshold,
+                 const tsm_completion **completions, size_t *completion_count, char *message);
 
 /* Below a text, for a runtime that has files, states and settings of its own, as Python's. */
 

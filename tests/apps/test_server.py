@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import itertools
 import json
 import math
 import os
@@ -410,6 +411,37 @@ def test_the_chat_template_is_the_transcript(server):
     messages = [{"role": "user", "content": "Hi"}, {"role": "user", "name": "B", "content": "Ho"}]
     shown = template.render(messages=messages, add_generation_prompt=True)
     assert shown == "User:\nHi\n\nB:\nHo\n\nAssistant:\n"
+
+
+# llm's own client of OpenAI's servers
+
+
+def test_llm_writes_logs_stops_and_refuses(server, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    one = {"model_name": MODEL, "api_base": f"http://127.0.0.1:{server.port}/v1"}
+    models = [{**one, "model_id": "plain", "completion": True}, {**one, "model_id": "chat"}]
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models))  # which is YAML
+
+    def llm(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [Path(sys.executable).with_name("llm"), "-m", name, "ROMEO:", *arguments]
+        command = [str(part) for part in command]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+    text = generated(model, "ROMEO:", 100, seed=7)
+    options = ("-o", "seed", 7, "-o", "max_tokens", 100)
+    for extra in ((), ("--no-stream",), ("-o", "logprobs", 3)):
+        assert llm("plain", *options, *extra).stdout == text + "\n", extra
+    logs = [str(Path(sys.executable).with_name("llm")), "logs", "-n", "1", "--json"]
+    (row,) = json.loads(subprocess.run(logs, capture_output=True, check=True).stdout)
+    pieces = [piece["top_logprobs"] for piece in row["response_json"]["logprobs"]]
+    assert sum(map(len, pieces)) == 100 and {3, 4} == {*map(len, itertools.chain(*pieces))}
+    stop = text[20:24]
+    found = llm("plain", *options, "-o", "stop", stop).stdout
+    assert found == text[: text.index(stop)] + "\n"
+    assert re.search(r"\d+ input, \d+ output", llm("chat", *options, "-u").stderr)
+    refusal = llm("plain", "-o", "max_tokens", 10**9)
+    assert refusal.returncode == 1 and "max_tokens" in refusal.stderr
+    assert "Traceback" not in refusal.stderr
 
 
 # States and caches

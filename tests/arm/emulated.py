@@ -249,7 +249,9 @@ def test_a_small_virtual_machine_generates(memory_mib, disk, capsys):
     command += ["-device", "virtio-blk-device,drive=disk"]
     console = run(command, stdin=subprocess.DEVNULL).decode()
     assert "reboot: Power down" in console
-    lines = console.replace("\x1b[K", "").splitlines()  # progress, which is erased, shares the console
+    lines = console.replace(
+        "\x1b[K", ""
+    ).splitlines()  # progress, which is erased, shares the console
     reports = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(reports) == len(MODELS), console
     for report, kind in zip(reports, MODELS, strict=True):

@@ -20,7 +20,8 @@ import pytest
 from commands import shown_by
 
 from tsm.training.checkpoint import read_arrays, write_arrays
-from tsm.training.data import CORPUS_FILE, DataError, open_corpus
+from tsm.training.corpora import CORPORA
+from tsm.training.data import DataError, open_corpus
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = b"the king speaks and a fool laughs but my lord weeps\n"
@@ -30,7 +31,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, str(ROOT / "training" / "train.py"), "--data", str(data)),
         *("--out", str(out), "--preset", "tiny", "--steps", "3", "--batch", "2"),
-        *("--window", "16", "--eval-windows", "4", *more),
+        *("--window", "16", "--eval-windows", "4", "--no-export", *more),
     ]
 
 
@@ -61,6 +62,10 @@ def copy(tmp_path, finished) -> Path:
 
 def append(path: Path, data: bytes) -> None:
     path.write_bytes(path.read_bytes() + data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -125,7 +130,7 @@ def test_a_user_id_without_a_home_finds_the_corpus(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="shakespeare: not in "):
         open_corpus("shakespeare", 16)
     monkeypatch.setenv("TSM_DATA", str(tmp_path))
-    (tmp_path / CORPUS_FILE).write_bytes(TEXT)
+    (tmp_path / CORPORA["shakespeare"].file).write_bytes(TEXT)
     with pytest.raises(DataError, match=f"{tmp_path}.* SHA-256 "):  # found, and another text
         open_corpus("shakespeare", 16)
 
@@ -159,12 +164,21 @@ def test_a_user_without_a_home():
     [
         lambda out: shutil.copy(out / "model.safetensors", out / "checkpoint.safetensors"),
         lambda out: (out / "checkpoint.safetensors").write_bytes(b"hello"),
+        lambda out: cut(out / "checkpoint.safetensors"),
         lambda out: append(out / "metrics.jsonl", b"hello\n"),
         lambda out: append(out / "metrics.jsonl", b"[1, 2]\n"),
         lambda out: append(out / "metrics.jsonl", b"\xff\xfe\n"),
         lambda out: (out / "model.json").write_text("[]"),
     ],
-    ids=["a model", "no safetensors", "no JSON", "a list", "no UTF-8", "a foreign record"],
+    ids=[
+        "a model",
+        "no safetensors",
+        "cut short",
+        "no JSON",
+        "a list",
+        "no UTF-8",
+        "a foreign record",
+    ],
 )
 def test_a_foreign_file_in_the_folder_is_one_line(copy, text, spoil):
     spoil(copy)
@@ -252,6 +266,17 @@ def test_ctrl_c_while_it_compiles_is_one_line(tmp_path, text, options, monkeypat
     assert code == 130
     assert errors.splitlines()[-1] == "tsm-train: interrupted while starting"
     assert "Traceback" not in errors and len(errors.splitlines()) < 8
+
+
+def test_ctrl_c_while_it_exports_is_one_line(tmp_path, text):
+    arguments = [x for x in command(text, tmp_path / "run") if x != "--no-export"]
+    code, errors = interrupted(
+        arguments, tmp_path / "log", lambda errors: "exporting" in errors, 0.5
+    )
+    assert code == 130 and "Traceback" not in errors
+    told = f"tsm-train: interrupted; {tmp_path}/run/model.safetensors is written"
+    assert any(line.startswith(told) for line in errors.splitlines())
+    assert not list((tmp_path / "run").glob("model-int8*"))
 
 
 def test_samples_cannot_steer_a_terminal(tmp_path):

@@ -41,6 +41,14 @@ static void use(tsm_model *model, tsm_stream *text, const uint8_t *choices) {
     free(again);
 }
 
+static uint8_t weights[METADATA_AT];
+
+int LLVMFuzzerInitialize(int *count, char ***arguments) {
+    (void)count, (void)arguments;
+    for (size_t i = 0; i < METADATA_AT; i += 4) put32(weights + i, i % 64 ? 0x3f804020u : 0x3c23d70au);
+    return 0;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     char message[TSM_MESSAGE_BYTES];
     tsm_model *model;
@@ -53,7 +61,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (length > size) length = size;
     rest = size - length;
     uint8_t *file = malloc(METADATA_AT + length), *state = malloc(rest ? rest : 1);
-    for (size_t i = 0; i < METADATA_AT; i += 4) put32(file + i, (uint32_t)i % 64 ? 0x3f804020u : 0x3c23d70au);
+    memcpy(file, weights, METADATA_AT);
     memcpy(file + METADATA_AT, data, length);
     memcpy(state, data + length, rest);
     if (rest > 16) put32(state + 12, crc32_of(state + 16, rest - 16));

@@ -4,6 +4,7 @@
 | -------------- | ----------------------------------------------------------------------- |
 | beam.py        | the TSM's mixer: a beam splitter for every channel                      |
 | topological.py | its form with a complex matrix per head: angles, chunked and step form  |
+| addressed.py   | a matrix per head whose beam splitter couples the key's mode alone      |
 | attention.py   | baseline: softmax attention over a sliding window                       |
 | performer.py   | baseline: attention by random features                                  |
 | linformer.py   | baseline: attention over compressed blocks                              |

@@ -221,7 +221,7 @@ async function keepNow() {
   if (reader && tsm) {
     const own = reader;
     const { sha256 } = tsm.metadata;
-    const state = await own.turn(() => own.stateOf(text));
+    const state = await own.turn(() => own.stateOf(text, () => going !== undefined || pad.text !== text));
     if (session.text === text && state) Object.assign(session, { state, model: sha256 });
   }
   await keep(session);

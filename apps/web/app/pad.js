@@ -1,10 +1,10 @@
 /* The writing pad: a text, and what the model would write next, in grey after the cursor. */
 
 /** @import { Reader } from "./reader.js" */
-/** @import { Completion, Generation } from "./tsm-runtime/index.js" */
 
 import { at } from "./page.js";
 
+const CANDIDATES = 3; // among which what is shown may stand on as it is typed
 const ANNOUNCE_MS = 700; // without a key, after which a screen reader is told what is suggested
 
 export class Pad {
@@ -15,16 +15,15 @@ export class Pad {
   #after = at("after");
   #take = [at("take-word", HTMLButtonElement), at("take-all", HTMLButtonElement)];
   #shown = "";
+  #replaced = 0; // before the cursor, for which that stands: a typing error
   #place = 0; // of the cursor, when that was shown
   #prefix = "";
   #edit = 0; // counts them: a suggestion for an earlier one is stale
   #timer = 0;
-  /** @type {Generation<Completion> | undefined} what is under way */
-  #completion;
 
   /** @type {Reader | undefined} */
   reader;
-  threshold = 0.5;
+  threshold = 0.55;
 
   /** @param {{ edited(): void, failed(error: unknown): void, announce(text: string): void }} page */
   constructor(page) {
@@ -80,11 +79,11 @@ export class Pad {
   }
 
   takeWord() {
-    this.#insert(/^\s*\S+/.exec(this.#shown)?.[0] ?? this.#shown);
+    this.#insert(/^\s*\S+/.exec(this.#shown)?.[0] ?? this.#shown, this.#replaced);
   }
 
   takeAll() {
-    this.#insert(this.#shown);
+    this.#insert(this.#shown, this.#replaced);
   }
 
   hide() {
@@ -95,7 +94,6 @@ export class Pad {
   /** What is computed for the text as it was. */
   #drop() {
     this.#edit++;
-    this.#completion?.cancel();
     clearTimeout(this.#timer);
   }
 
@@ -119,9 +117,10 @@ export class Pad {
     }
   }
 
-  /** By insertText, so that it can be undone. @param {string} text */
-  #insert(text) {
+  /** By insertText, so that it can be undone. @param {string} text @param {number} [replaced] before the cursor */
+  #insert(text, replaced = 0) {
     this.#area.focus({ preventScroll: true });
+    if (replaced) this.#area.setSelectionRange(this.cursor - replaced, this.cursor);
     if (document.execCommand("insertText", false, text)) return;
     this.#area.setRangeText(text, this.cursor, this.#area.selectionEnd, "end");
     this.#area.dispatchEvent(new InputEvent("input"));
@@ -129,44 +128,40 @@ export class Pad {
 
   /** @param {boolean} composing */
   #edited(composing) {
-    const held = this.#prefix + this.#shown;
-    const typed = this.prefix.length > this.#prefix.length && held.startsWith(this.prefix);
+    const kept = this.#prefix.slice(0, this.#prefix.length - this.#replaced);
+    const held = kept + this.#shown;
+    const typed = this.prefix.length > kept.length && held.startsWith(this.prefix);
     this.#drop();
     this.#show(typed && !composing ? held.slice(this.prefix.length) : ""); // what was typed as suggested
     if (!composing) this.#suggest().catch((error) => this.page.failed(error));
   }
 
-  /** @param {string} text after the cursor */
-  #show(text) {
+  /** @param {string} text after the cursor @param {number} [replaced] */
+  #show(text, replaced = 0) {
     const rest = this.text.slice(this.#area.selectionEnd);
     this.#shown = text;
+    this.#replaced = replaced;
     this.#place = this.cursor;
     this.#prefix = this.prefix;
     this.#before.textContent = this.#prefix;
     this.#ghost.textContent = text;
+    this.#ghost.classList.toggle("meant", replaced > 0);
     this.#after.textContent = rest;
     this.#frame.classList.toggle("within", rest !== "" && !this.#area.readOnly);
     for (const button of this.#take) button.disabled = !text || this.#area.readOnly;
   }
 
-  /** Shows what is likeliest as it comes, as long as the model is sure of all of it. */
+  /** Shows how the line most probably goes on, or what its last word was to be. */
   async #suggest() {
     const edit = this.#edit;
-    const stale = () => edit !== this.#edit;
-    const { reader, prefix, text } = this;
+    const { reader, prefix, text, threshold } = this;
     if (!reader || this.#area.readOnly || !prefix || !/^(\n|$)/.test(text.slice(prefix.length))) return;
-    await reader.turn(async () => {
-      if (stale() || !(await reader.follow(prefix, stale)) || stale()) return;
-      this.#completion = reader.complete({ threshold: this.threshold });
-    });
-    if (stale() || !this.#completion) return;
-    let found = "";
-    for await (const piece of this.#completion) {
-      if (stale()) return;
-      found += piece;
-      if (found.length > this.#shown.length && found.trim()) this.#show(found);
-    }
-    if (!stale() && this.#shown)
-      this.#timer = window.setTimeout(() => this.page.announce(`Suggested: ${this.#shown}`), ANNOUNCE_MS);
+    const found = await reader.complete(prefix, { to: "line", count: CANDIDATES, threshold });
+    if (edit !== this.#edit) return; // stale
+    const best = found.find(({ text, replaced }) => !replaced && text.startsWith(this.#shown)) ?? found[0];
+    if (best && !this.#shown.startsWith(best.text)) this.#show(best.text, best.replaced); // never less than before
+    if (!this.#shown) return;
+    const instead = this.#replaced ? ` instead of ${prefix.slice(-this.#replaced)}` : "";
+    this.#timer = window.setTimeout(() => this.page.announce(`Suggested: ${this.#shown}${instead}`), ANNOUNCE_MS);
   }
 }

@@ -1,4 +1,5 @@
-/* A session that has read a text, and follows it as it is edited: what is the same stays read. */
+/* Sessions that follow a text as it is edited, of which what is the same stays read: one goes on with it, one
+ * completes it. */
 
 /** @import { CompleteOptions, Session, TSM } from "./tsm-runtime/index.js" */
 
@@ -10,6 +11,8 @@ export class Reader {
   #tsm;
   /** @type {Session | undefined} */
   #session;
+  /** @type {Promise<Session> | undefined} */
+  #completing;
   /** @type {Uint8Array} */
   #read = new Uint8Array();
   /** @type {Promise<unknown>} what is done before the next turn */
@@ -67,9 +70,10 @@ export class Reader {
     return this.#followed.fork();
   }
 
-  /** Of what was followed. @param {CompleteOptions} options */
-  complete(options) {
-    return this.#followed.complete(options);
+  /** Of any text, with nothing to wait for. @param {string} before @param {CompleteOptions} options */
+  async complete(before, options) {
+    this.#completing ??= this.#tsm.session();
+    return (await this.#completing).complete(before, options);
   }
 
   get #followed() {
@@ -77,11 +81,10 @@ export class Reader {
     return this.#session;
   }
 
-  /** The state after `text`, or undefined unless that is what was read last. @param {string} text */
-  async stateOf(text) {
-    const wanted = encoder.encode(text);
-    const same = wanted.length === this.#read.length && wanted.every((byte, i) => byte === this.#read[i]);
-    return same ? this.#session?.save() : undefined;
+  /** The state after `text`; undefined: it was stale before that was read.
+   * @param {string} text @param {() => boolean} stale */
+  async stateOf(text, stale) {
+    return (await this.follow(text, stale)) ? this.#followed.save() : undefined;
   }
 
   /** Goes on from a state that ends with these bytes. @param {Uint8Array} state @param {Uint8Array} read */

@@ -244,7 +244,7 @@ test("the theme can be chosen, and stays", async (t) => {
 
 test("a suggestion: Tab takes a word, the right arrow all, Esc none", async (t) => {
   const page = await visit(t);
-  await choose(page, { threshold: "0" });
+  await choose(page, { threshold: "1" });
   const typed = "ROMEO:\nWhat shall I d";
   const first = await suggested(page, typed);
   await page.keyboard.press("Tab");
@@ -271,7 +271,7 @@ test("a suggestion: Tab takes a word, the right arrow all, Esc none", async (t) 
 
 test("a suggestion: typed along it stays, a deletion goes back, other keys drop it", async (t) => {
   const page = await visit(t);
-  await choose(page, { threshold: "0" });
+  await choose(page, { threshold: "1" });
   const typed = "JULIET:\nO my l";
   const first = await suggested(page, typed);
   await page.evaluate(() => {
@@ -293,9 +293,22 @@ test("a suggestion: typed along it stays, a deletion goes back, other keys drop 
   assert.notEqual(await page.evaluate(() => document.activeElement?.id), "text", "no suggestion, no trap");
 });
 
+test("a typing error: Tab puts what was meant in place of the word, and one step undoes it", async (t) => {
+  const page = await visit(t);
+  const typed = "ROMEO:\nI do beseech yuo";
+  await page.locator("#text").pressSequentially(typed);
+  await page.waitForFunction(() => document.querySelector("#ghost.meant")?.textContent?.startsWith("you"));
+  await page.locator("#live", { hasText: "Suggested: you instead of yuo" }).waitFor();
+  await page.keyboard.press("Tab");
+  assert.equal(await text(page), "ROMEO:\nI do beseech you");
+  assert.equal(await page.locator("#ghost.meant").count(), 0);
+  await page.keyboard.press("Control+z");
+  assert.equal(await text(page), typed);
+});
+
 test("a suggestion after a long text stands beside the cursor, in view", async (t) => {
   const page = await visit(t, PHONE);
-  await choose(page, { threshold: "0" });
+  await choose(page, { threshold: "1" });
   await page.locator("#text").fill("ROMEO:\nI will not speak to thee.\n".repeat(30));
   await suggested(page, "I will not sp");
   const [ghost, pad, scrolled] = await page.evaluate(() => {
@@ -311,7 +324,7 @@ test("an unsure model suggests nothing; nothing comes while composing", async (t
   await choose(page, { threshold: "100" });
   await page.locator("#text").pressSequentially("ROMEO:\nWhat shall I d");
   assert.equal(await settled(page), "");
-  await choose(page, { threshold: "0" });
+  await choose(page, { threshold: "1" });
   await page.locator("#text").focus();
   const session = await page.context().newCDPSession(page);
   await session.send("Input.imeSetComposition", { text: "か", selectionStart: 1, selectionEnd: 1 });

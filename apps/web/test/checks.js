@@ -4,7 +4,7 @@
 /** @import * as api from "../index.d.ts" */
 
 /** @typedef {{ load(options?: api.LoadOptions & { source?: api.Source }): Promise<api.TSM>, artifact: Uint8Array,
- *   vectors: any[], TSMError: typeof api.TSMError }} Place */
+ *   vectors: any[], completions: { passage: string, steps: any[] }, TSMError: typeof api.TSMError }} Place */
 
 const PROMPT = "ROMEO:\n";
 
@@ -118,36 +118,37 @@ async function sessions(tsm) {
   for (const each of [session, fork, again, scored, queued]) each.close();
 }
 
-/** The likeliest bytes of a line while all of them are sure, to which the session is as if they had not been
- * asked for. @param {api.TSM} tsm @param {Place} place */
-async function completions(tsm, { TSMError }) {
-  const session = await tsm.session({ seed: 5, rewind: 300 });
-  const started = session.feed("ROMEO:\nWhat shall I d"); // the calls below do not wait for it
-  const whole = session.complete({ threshold: 0 });
-  const state = session.save();
-  session.feed("ie"); // while the other is under way
-  const pieces = await collect(whole);
-  const { text, probability } = await whole;
-  await started;
-  await session.rewind(2);
-  equal([pieces.join(""), await session.save()], [text, await state]);
-  const greedy = await (await session.fork()).generate({ bytes: 48, temperature: 0, stop: "\n" });
-  equal(text, greedy.text, "the likeliest of the line");
-  equal((await session.complete({ threshold: 0, bytes: 3 })).text, text.slice(0, 3), "bytes");
-  const nats = await (await session.fork()).score(text);
-  const products = Array.from(nats, (_, i) => Math.exp(-nats.slice(0, i + 1).reduce((sum, value) => sum + value, 0)));
-  if (Math.abs(probability / (products.at(-1) ?? 0) - 1) > 1e-3) throw new Error(`${probability}, ${products.at(-1)}`);
-  for (const threshold of [0.05, 0.3, 0.5, 0.9, 1]) {
-    const sure = await session.complete({ threshold });
-    equal(sure.text, text.slice(0, products.filter((value) => value >= threshold).length), String(threshold));
-    if (sure.probability < threshold) throw new Error(`${sure.probability}, wanted ${threshold}`);
+/** What is offered as a text is typed, corrected and jumped about in is Python's.
+ * @param {api.TSM} tsm @param {Place} place */
+async function completions(tsm, { completions: { passage, steps }, TSMError }) {
+  const session = await tsm.session({ seed: 5 });
+  await session.feed(PROMPT);
+  const state = await session.save();
+  for (const { begin, end, typed, to, count, max_bytes: maxBytes, threshold, completions } of steps) {
+    const found = await session.complete(passage.slice(begin, end) + typed, { to, count, maxBytes, threshold });
+    const shown = (/** @type {api.Completion[]} */ all) => all.map(({ text, replaced }) => [text, replaced]);
+    equal(shown(found), shown(completions), JSON.stringify(typed));
+    for (const [i, { probability }] of found.entries())
+      if (!(Math.abs(probability - completions[i].probability) < 1e-6)) throw new Error(`${probability} of ${typed}`);
   }
-  const left = session.complete({ threshold: 0 });
-  for await (const piece of left) if (piece) break;
-  equal(text.startsWith((await left).text), true, "left");
-  equal((await failure(() => session.complete({ signal: AbortSignal.abort() })))?.name, "AbortError");
-  for (const option of [{ threshold: 2 }, { threshold: NaN }, { bytes: 1.5 }, { topP: 1 }]) {
-    const error = await failure(() => session.complete(/** @type {any} */ (option)));
+  equal(await session.save(), state, "as if it had not been asked");
+  let read = PROMPT;
+  for (const more of ["What say you to this gentle", passage.slice(0, 5000)]) {
+    session.feed(more); // the calls after it need not wait
+    read += more;
+    const recent = read.slice(Math.ceil(Math.max(0, read.length - 4096) / 1024) * 1024);
+    const [own, given] = [undefined, recent].map((before) => session.complete(before, { count: 3, threshold: 0.01 }));
+    equal([await own, (await own).length > 0], [await given, true], "what was read");
+  }
+  const [{ text, replaced }] = await session.complete("ROMEO:\nI do beseech yuo");
+  equal([text, replaced], ["you", 3]);
+  equal((await failure(() => session.complete("", { signal: AbortSignal.abort() })))?.name, "AbortError");
+  const controller = new AbortController();
+  const long = session.complete(passage.slice(-1000), { signal: controller.signal });
+  setTimeout(() => controller.abort());
+  equal((await failure(() => long))?.name, "AbortError");
+  for (const option of [{ threshold: 2 }, { threshold: 0 }, { threshold: NaN }, { count: 1.5 }, { count: 0 }, { maxBytes: 0 }, { to: "page" }, { topP: 1 }]) {
+    const error = await failure(() => session.complete("", /** @type {any} */ (option)));
     equal([error instanceof TSMError, error?.code], [true, "argument"]);
     if (!error.message.startsWith(Object.keys(option)[0])) throw new Error(error.message);
   }

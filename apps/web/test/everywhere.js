@@ -6,11 +6,12 @@ import { TSM, TSMError } from "../index.js";
 import { checks } from "./checks.js";
 
 const path = fileURLToPath(new URL("../shakespeare-int8.tflite", import.meta.url));
-const vectors = new URL("../../../tests/vectors.json", import.meta.url);
+const tests = (/** @type {string} */ name) => JSON.parse(readFileSync(new URL(`../../../tests/${name}.json`, import.meta.url), "utf8"));
 const { done, simd } = await checks({
   TSMError,
   artifact: new Uint8Array(readFileSync(path)),
-  vectors: JSON.parse(readFileSync(vectors, "utf8")).vectors,
+  vectors: tests("vectors").vectors,
+  completions: tests("completions"),
   load: ({ source = path, ...options } = {}) =>
     TSM.load(source, { worker: process.argv[2] === "worker", ...options }),
 });

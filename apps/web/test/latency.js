@@ -15,10 +15,6 @@ const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", arg
 const page = await browser.newPage();
 await page.goto(`http://127.0.0.1:${port}/`);
 await page.locator("#go:enabled").waitFor();
-await page.locator("#threshold").evaluate((slider) => {
-  /** @type {HTMLInputElement} */ (slider).value = "0"; // every key has a suggestion
-  slider.dispatchEvent(new Event("input"));
-});
 await page.evaluate(() => {
   const ghost = /** @type {Element} */ (document.querySelector("#ghost"));
   const times = /** @type {number[]} */ ((/** @type {any} */ (window).times = []));

@@ -103,15 +103,17 @@ export function checksPage(packed, options) {
   return {
     "index.html": '<!doctype html><script type="module" src="page.js"></script>',
     "vectors.json": readFileSync(join(root, "tests/vectors.json"), "utf8"),
+    "completions.json": readFileSync(join(root, "tests/completions.json"), "utf8"),
     "checks.js": readFileSync(join(root, "apps/web/test/checks.js"), "utf8"),
     "page.js": `
       import { TSM, TSMError } from "${packed}/index.js";
       import { checks } from "./checks.js";
       const path = "${packed}/shakespeare-int8.tflite";
       const artifact = new Uint8Array(await (await fetch(path)).arrayBuffer());
-      const { vectors } = await (await fetch("vectors.json")).json();
+      const tests = async (name) => (await fetch(name + ".json")).json();
+      const [{ vectors }, completions] = [await tests("vectors"), await tests("completions")];
       const load = ({ source = path, ...options } = {}) => TSM.load(source, { ...${options}, ...options });
-      checks({ load, artifact, vectors, TSMError }).then(({ done, simd }) => report([done.length, simd]), (error) => report(error.message));`,
+      checks({ load, artifact, vectors, completions, TSMError }).then(({ done, simd }) => report([done.length, simd]), (error) => report(error.message));`,
   };
 }
 
