@@ -173,16 +173,8 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
         *("--preset", "tiny", "--width", "32", "--layers", "1", "--channels", "32"),
         *("--engine", "jax", "--out", str(out), "--steps", str(STEPS), "--threads", "1"),
         *("--window", "64", "--batch", "4", "--warmup-steps", "4", "--eval-windows", "4"),
-        *(
-            "--eval-every",
-            "20",
-            "--checkpoint-every",
-            "10",
-            "--dropout",
-            "0.1",
-            "--no-export",
-            *more,
-        ),
+        *("--eval-every", "20", "--checkpoint-every", "10", "--dropout", "0.1"),
+        *("--no-export", *more),
     ]
 
 
