@@ -101,7 +101,7 @@ def _content(out: Path) -> dict[str, Any]:
             "full": f"{FULL_NATS:g}",
             "facts": _facts(best),
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{out}: not the files of a run ({error!r}), wanted those of train.py"
         ) from None
