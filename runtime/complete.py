@@ -45,10 +45,11 @@ from .text import printable
 THRESHOLD = 0.55  # of probability: of what is shown two thirds or more are right
 MAX_BYTES = 48  # of a completion
 CONTEXT_BYTES = 1024  # read again after a jump; the model is trained on windows of 256
-DENSE_BYTES = 64  # before the cursor, at each of which a deletion costs nothing: no word is longer
+DENSE_BYTES = 48  # before the cursor, at each of which a deletion costs nothing
+WORD_BYTES = 32  # no word is longer
 SPARSE_BYTES = 64  # between two places that are kept before those
-PLACES = 128  # of the text, kept at once: 50 KB each with the shipped model
-LOOKAHEAD = 128  # places beside the text, kept within a word
+PLACES = 72  # of the text, kept at once: 40 KB each with the shipped model
+LOOKAHEAD = 24  # places beside the text, kept within a word
 CANDIDATES = 3  # words looked for at least: the most probable may be short and save few keys
 STEPS = 16  # bytes that may be looked at for each of them
 EDIT_PROBABILITY = 2e-3  # of one certain typing error in a word, times how likely a word has one
@@ -164,7 +165,7 @@ class Completer:
         """Reads the text before the cursor, as far as it is not what it was: after a key one byte,
         after a deletion nothing or a few, after a jump the last CONTEXT_BYTES."""
         data = text.encode("utf-8", "replace")
-        self.word = _last_word(data[-DENSE_BYTES - 4 :].decode("utf-8", "ignore"))
+        self.word = _last_word(data[-WORD_BYTES - 4 :].decode("utf-8", "ignore"))
         begin = len(data) - len(self.word.encode())  # of the word
         common = _common(self._text, data)
         if any(at not in self._places for at in range(begin, common + 1)):
@@ -415,7 +416,7 @@ def _last_word(text: str) -> str:
     start = len(text)
     while start and _is_word(text[start - 1]):
         start -= 1
-    return text[start:] if len(text[start:].encode()) <= DENSE_BYTES else ""
+    return text[start:] if len(text[start:].encode()) <= WORD_BYTES else ""
 
 
 def _repeated(text: bytes) -> tuple[int, int]:

@@ -26,7 +26,7 @@ WORDS = ["the", "king", "a", "fool", "my", "lord", "speaks", "weeps", "laughs", 
 
 def corpus_of(data: bytes) -> Corpus:
     values, split = np.frombuffer(data, np.uint8), len(data) * 9 // 10
-    return Corpus("a text", Path("text"), values[:split], values[split:], values[:0])
+    return Corpus("a text", Path("text"), *np.split(values, [split, len(values)]))
 
 
 @pytest.fixture(scope="module")

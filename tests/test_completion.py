@@ -22,7 +22,9 @@ from tsm.runtime.complete import (
     LOOKAHEAD,
     PLACES,
     REPEATED,
+    SPARSE_BYTES,
     STEPS,
+    WORD_BYTES,
     Completer,
     Completion,
 )
@@ -125,6 +127,9 @@ def test_a_text_that_was_edited_completes_as_one_that_is_new(model):
             assert completer.complete(count=3) == completions(model, text, count=3), repr(text)
 
 
+BACKSPACES = DENSE_BYTES - WORD_BYTES  # that cost nothing, however long the word is
+
+
 def test_a_key_reads_a_byte_and_what_was_foreseen_none(model, monkeypatch):
     reads, text = Reads(model.engine, monkeypatch), SCENE + ".\n\nMENENIUS"
     with Completer(model, 0.3) as completer:
@@ -140,10 +145,10 @@ def test_a_key_reads_a_byte_and_what_was_foreseen_none(model, monkeypatch):
             assert reads.since() == 0
             assert completer.complete() or i == len(text)
             reads.since()
-        for i in range(1, DENSE_BYTES):  # backspace
+        for i in range(1, BACKSPACES):
             completer.follow(text[:-i])
             assert reads.since() == 0
-        completer.follow(text[: -DENSE_BYTES + 1] + "x")
+        completer.follow(text[: -BACKSPACES + 1] + "x")
         assert reads.since() == 1
 
 
@@ -164,7 +169,7 @@ def test_a_jump_reads_no_more_than_the_context_and_what_is_kept_is_bounded(model
         for i in range(250):  # held down: never more than from one place that is kept to the next
             reads.since()
             completer.follow(long[: 2300 - i])
-            assert reads.since() <= 2 * DENSE_BYTES
+            assert reads.since() <= 2 * SPARSE_BYTES
 
 
 def test_two_texts_of_one_model_and_a_stream_do_not_mix(model):

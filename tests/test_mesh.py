@@ -178,14 +178,14 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def started(count: int, *arguments: object, **more: object) -> list[subprocess.Popen[str]]:
+def started(count: int, corpus: Path, out: Path) -> list[subprocess.Popen[str]]:
     """The same command as `count` processes of one run."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     of_run = "--coordinator", address, "--processes", str(count), "--process-id"
     return [
         subprocess.Popen(
-            command(*arguments, *of_run, str(index)),
+            command(corpus, out, *of_run, str(index)),
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

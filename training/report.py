@@ -27,7 +27,7 @@ with needs("tsm-report", "train"):
     from .checkpoint import load_model
     from .config import RunError
     from .corpora import sha256
-    from .run import MODEL, RECORD, seconds_taken
+    from .run import MODEL, RECORD, read_best, seconds_taken
     from .sample import surprise
     from .spec import SpecError
     from .view import duration
@@ -64,10 +64,10 @@ _HERE = Path(__file__).parent
 
 
 def _content(out: Path) -> dict[str, Any]:
-    if not (out / RECORD).is_file():
+    best = read_best(out / RECORD)
+    if not best:
         raise RunError(f"{out}: no {RECORD} in it, wanted the folder of a run")
     try:
-        best = json.loads((out / RECORD).read_bytes())
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_bytes().splitlines()]
         seconds = seconds_taken(out)
         train = [line for line in lines if line["kind"] == "train"]

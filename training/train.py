@@ -383,7 +383,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "files are text; of .parquet, text)",
     )
     parser.add_argument(
-        "--download", action="store_true", help="fetch Tiny Shakespeare (1.1 MB) if it is not here"
+        "--download", action="store_true", help="fetch a corpus known by name if it is not here"
     )
     parser.add_argument(
         "--out", help="folder of the run, where it also goes on (default: runs/NAME, as of --data)"

@@ -1,7 +1,7 @@
 /* Completion as one types: what runtime/complete.py does, which says why, to the same texts. */
 
-enum { CONTEXT = 1024, DENSE = 64, SPARSE = 64, PLACES = 128, LOOKAHEAD = 128, CANDIDATES = 3, STEPS = 16,
-       CORRECTION_STEPS = 16, CORRECTION_CHARACTERS = 2, CORRECTIONS = 2, WORD_BYTES = DENSE,
+enum { CONTEXT = 1024, DENSE = 48, SPARSE = 64, PLACES = 72, LOOKAHEAD = 24, CANDIDATES = 3, STEPS = 16,
+       CORRECTION_STEPS = 16, CORRECTION_CHARACTERS = 2, CORRECTIONS = 2, WORD_BYTES = 32,
        LONGEST_REPEAT = 32, HISTORY = 16384, MOST_COUNT = 16,
        MOST_TEXT = WORD_BYTES + 4 + MOST_COUNT * STEPS, MOST_QUEUE = MOST_COUNT * (STEPS + 1) + 1 };
 static const double edit_probability = 2e-3, usual_probability = 0.15;

@@ -132,7 +132,7 @@ int tsm_restore(tsm_model *model, const void *state, size_t bytes, uint32_t rewi
 
 /* Completion as one types: docs/completion.md says what is found. */
 
-typedef struct tsm_completer tsm_completer; /* of one text; with the shipped model up to 12 MB */
+typedef struct tsm_completer tsm_completer; /* of one text; with the shipped model about 3 MB */
 typedef struct {
     const char *text; /* to put in at the cursor, with a NUL */
     size_t bytes;

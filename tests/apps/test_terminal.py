@@ -136,7 +136,7 @@ def test_a_session_goes_on_where_it_was(opened, home):
 def test_a_killed_pad_has_lost_seconds_at_most(opened, home):
     pad = opened(home / "a.txt")
     pad.type("kept")
-    wait(lambda: (home / "a.txt").exists())
+    wait(lambda: (home / "a.txt").read_text() == "kept")
     os.kill(pad.process, signal.SIGKILL)
     assert (home / "a.txt").read_text() == "kept"
 
@@ -145,6 +145,8 @@ def test_bad_input_is_one_line(home):
     (home / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CommandError, match="not UTF-8"):
         session.Session(home / "binary")
+    with pytest.raises(FileNotFoundError, match="none/a.txt"):  # as at the start of the pad
+        session.Session(home / "none/a.txt").save("", 0)
     (home / "few").mkdir()
     (home / "few/a.md").write_text("hello")
     for arguments, wanted in (
@@ -152,7 +154,6 @@ def test_bad_input_is_one_line(home):
         (("learn", home / "few"), "6 bytes in 1 notes"),
         (("learn", home / "nowhere"), "no folder, wanted one of notes"),
         (("open", home / "a.txt", "--threshold", "7"), "wanted a number from 0.01 to 1"),
-        (("open", home / "none/a.txt"), "none/a.txt: no such file or directory"),
         ((), "required"),
     ):
         done = ran(*arguments)
