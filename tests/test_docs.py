@@ -105,6 +105,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[str], None]]] = {
     "sudo": ("changes the system", has_extras),
     "docker": ("there is no daemon; tests/apps/test_server.py installs the same", nothing),
     "kubectl": ("there is no cluster; tests/apps/test_server.py checks the manifests", nothing),
+    "python training/train.py --engine jax": ("several hosts; tests/test_mesh.py", has_options),
     "printf 'ROMEO:\\n' | nc": ("wants the service to run", nothing),
 }
 

@@ -21,5 +21,8 @@
 | schedule.py     | the learning rate over a run                                              |
 | engine_torch.py | a training step in PyTorch                                                |
 | engine_jax.py   | a training step in JAX                                                    |
+| mesh.py         | the same on many devices: data, fsdp and sequence                         |
+| processes.py    | a run of several processes, one a host                                    |
+| checkpoint_folder.py | a checkpoint that many devices write: Orbax                          |
 | kernels/        | fused forms of what mixers/primitives.py has plain                        |
 """

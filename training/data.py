@@ -100,13 +100,19 @@ def recorded_corpus(record: dict[str, Any], window: int) -> Corpus | None:
 
 
 def batch(
-    data: Integer[np.ndarray, " bytes"], seed: int, step: int, size: int, window: int
-) -> Int[np.ndarray, "{size} {window}+1"]:
+    data: Integer[np.ndarray, " bytes"],
+    seed: int,
+    step: int,
+    size: int,
+    window: int,
+    part: slice = slice(None),
+) -> Int[np.ndarray, "rows {window}+1"]:
     """Batch number `step`: each epoch cuts the data at a new offset into windows and visits every
-    one once, in a new order. A function of its arguments alone, so a resumed run sees the same."""
+    one once, in a new order. A function of its arguments alone, so a resumed run sees the same.
+    part: of its `size` rows, which are read."""
     count = (len(data) - 1) // window - (len(data) - 1 >= 2 * window)  # room for the offset
     rows = []
-    for index in range(step * size, (step + 1) * size):
+    for index in range(step * size, (step + 1) * size)[part]:
         order, offset = _epoch(seed, index // count, count, window, len(data))
         start = offset + order[index % count] * window
         rows.append(data[start : start + window + 1])

@@ -12,7 +12,7 @@ from typing import Any
 from ..runtime.command import another_command
 from .config import TrainConfig
 from .report import write
-from .run import CHECKPOINT, MODEL, RECORD
+from .run import MODEL, RECORD, checkpoint_path
 from .view import View, size
 
 # Exporters, the runtimes' own format first, and a package that only its extra brings.
@@ -29,14 +29,15 @@ def leave(
     what = {
         out / MODEL: f"weights of step {step}, validation {nats:.4f} nats/byte",
         out / RECORD: "how they were made",
-        out / CHECKPOINT: "from which the same command goes on, as with more --steps",
+        checkpoint_path(out): "from which the same command goes on, as with more --steps",
         report: "curves, samples, and what surprises it",
         artifact: "for a device",
     }
     view.say("written:")
     for path, text in what.items():
         if path:
-            view.say(f"  {path}, {size(path.stat().st_size)}: {text}")
+            count = sum(file.stat().st_size for file in [path, *path.rglob("*")])
+            view.say(f"  {path}, {size(count)}: {text}")
     view.say("next:")
     quoted = shlex.quote(str(out / MODEL))
     window = "" if config.window == TrainConfig.window else f" --window {config.window}"

@@ -19,6 +19,8 @@ def bf16_is_fast() -> bool:
 
 
 class Engine:
+    on_mesh = False  # of several devices
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -38,7 +40,7 @@ class Engine:
         self.table = adapters.table if adapters else weights(spec)
         self.base = self.load(adapters.base) if adapters else None
         self.teacher_specs = [spec for spec, _ in teachers]
-        self.teachers = [self._cast(self.load(arrays)) for _, arrays in teachers]
+        self.teachers = [self._cast(self.load(arrays, spec)) for spec, arrays in teachers]
 
     def use_threads(self, count: int) -> None:
         """XLA's pool stays as large as it was made."""
@@ -50,11 +52,17 @@ class Engine:
         """As engine_torch.Engine's."""
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
-    def load(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    def load(self, arrays: dict[str, np.ndarray], spec: ModelSpec | None = None) -> dict[str, Any]:
         return {n: jnp.array(a) for n, a in arrays.items()}
 
     def save(self, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
         return {n: np.array(a) for n, a in arrays.items()}
+
+    kept = save  # what a checkpoint is written from
+
+    def rows(self, batch: int) -> slice:
+        """Of a batch, which this process has to load."""
+        return slice(None)
 
     def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:
         return optimizer.initial_state(jnp, self.table, values)
@@ -66,27 +74,41 @@ class Engine:
     def _cast(self, values: dict[str, Any]) -> dict[str, Any]:
         return {n: v.astype(self.dtype) for n, v in values.items()}
 
-    def _logits(self, spec: ModelSpec, values: dict[str, Any], tokens: Any, key: Any = None) -> Any:
-        state = model.initial_state(jnp, spec, tokens.shape[0], cached=0)
-        logits = model.forward(jnp, spec, values, tokens, state, self._drop(key))[0]
-        return logits.astype(jnp.float32)
+    def _forward(self, spec: ModelSpec, values: Any, tokens: Any, state: Any, drop: Any) -> Any:
+        return model.forward(jnp, spec, values, tokens, state, drop)[0]
 
-    def _teacher_probabilities(self, teachers: Any, tokens: Any) -> Any:
-        """As engine_torch.Engine's."""
-        pairs = zip(self.teacher_specs, teachers, strict=True)
-        logits = [self._logits(*teacher, tokens[:, :-1]) for teacher in pairs]
-        return sum(jnp.exp(model.log_softmax(jnp, x)) for x in logits) / len(logits)
-
-    def _drop(self, key: Any) -> Any:
-        if key is None or not self.dropout:
-            return lambda x: x
-        keys = iter(jax.random.split(key, model.dropouts(self.spec)))
+    def _logits(self, spec: ModelSpec, values: Any, tokens: Any, masks: Sequence[Any] = ()) -> Any:
+        left = iter(masks)
 
         def drop(x: Any) -> Any:
-            passed = jax.random.bernoulli(next(keys), 1 - self.dropout, x.shape)
-            return jnp.where(passed, x / (1 - self.dropout), 0)
+            return jnp.where(next(left), x / (1 - self.dropout), 0) if masks else x
 
-        return drop
+        state = model.initial_state(jnp, spec, tokens.shape[0], cached=0)
+        return self._forward(spec, values, tokens, state, drop).astype(jnp.float32)
+
+    def _masks(self, key: Any, shape: tuple[int, ...]) -> list[Any]:
+        """What each dropout of a step lets pass, for tokens of this shape."""
+        if not self.dropout:
+            return []
+        keys = jax.random.split(key, model.dropouts(self.spec))
+        kept, shape = 1 - self.dropout, (*shape, self.spec.width)
+        return [jax.random.bernoulli(key, kept, shape) for key in keys]
+
+    def _nats(
+        self,
+        values: dict[str, Any],
+        teachers: Sequence[dict[str, Any]],
+        inputs: Any,
+        targets: Any,
+        masks: Sequence[Any] = (),
+    ) -> Any:
+        """The loss of each target, (B, L): of the text's byte, or of what the teachers expect."""
+        logits = self._logits(self.spec, values, inputs, masks)
+        if not teachers:
+            return model.loss(jnp, logits, targets)
+        pairs = zip(self.teacher_specs, teachers, strict=True)
+        taught = [jnp.exp(model.log_softmax(jnp, self._logits(*pair, inputs))) for pair in pairs]
+        return model.distillation_loss(jnp, logits, sum(taught) / len(taught))
 
     def pure_step(
         self,
@@ -101,13 +123,12 @@ class Engine:
         teachers: Any = (),
     ) -> tuple[Any, ...]:
         """As `step`, to be transformed: arrays in, arrays out; key: of the random numbers."""
-        teacher_probabilities = self._teacher_probabilities(teachers, tokens) if teachers else None
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        masks = self._masks(key, inputs.shape)
 
         def mean_loss(values: dict[str, Any]) -> Any:
-            logits = self._logits(self.spec, self._cast(self.whole(values)), tokens[:, :-1], key)
-            if teacher_probabilities is not None:
-                return model.distillation_loss(jnp, logits, teacher_probabilities).mean()
-            return model.loss(jnp, logits, tokens[:, 1:]).mean()
+            whole = self._cast(self.whole(values))
+            return self._nats(whole, teachers, inputs, targets, masks).mean()
 
         points = {n: v + toward_average * (average[n] - v) for n, v in values.items()}
         loss, gradients = jax.value_and_grad(mean_loss)(points)
@@ -117,6 +138,9 @@ class Engine:
         average = {n: a + (1 - average_decay) * (values[n] - a) for n, a in average.items()}
         return values, state, average, loss, norm
 
+    def _put(self, tokens: np.ndarray) -> Any:
+        return jnp.asarray(tokens)
+
     def step(
         self, values: Any, state: Any, average: Any, tokens: Any, seed: int, *rest: Any
     ) -> Any:
@@ -124,13 +148,12 @@ class Engine:
         # PRNGKey(seed), of all 64 bits of the seed: it takes 32 itself.
         key = np.array([seed >> 32, seed % 2**32], np.uint32)
         *arrays, loss, norm = self._step(
-            values, state, average, jnp.asarray(tokens), key, *rest, teachers=self.teachers
+            values, state, average, self._put(tokens), key, *rest, teachers=self.teachers
         )
         return *arrays, float(loss), float(norm)
 
     def _plain_losses(self, values: dict[str, Any], tokens: Any) -> Any:
-        logits = self._logits(self.spec, self.whole(values), tokens[:, :-1])
-        return model.loss(jnp, logits, tokens[:, 1:])
+        return self._nats(self.whole(values), (), tokens[:, :-1], tokens[:, 1:])
 
     def losses(self, values: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
         """Nats of each target of windows (rows, L+1): (rows, L)."""

@@ -35,6 +35,8 @@ def bf16_is_fast() -> bool:
 
 
 class Engine:
+    on_mesh = False  # of several devices
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -81,6 +83,12 @@ class Engine:
 
     def save(self, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
         return {n: a.detach().cpu().numpy() for n, a in arrays.items()}
+
+    kept = save  # what a checkpoint is written from
+
+    def rows(self, batch: int) -> slice:
+        """Of a batch, which this process has to load."""
+        return slice(None)
 
     def optimizer_state(self, values: dict[str, Any]) -> dict[str, Any]:
         return optimizer.initial_state(xp, self.table, values)

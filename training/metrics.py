@@ -63,6 +63,16 @@ class Log:
         self.board.close()
 
 
+class NoLog:
+    """Of a process that does not write."""
+
+    def write(self, *_: object, **__: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _wandb(package: Any, out: Path, record: dict[str, Any]) -> Callable[..., Any]:
     return package.init(project="tsm", name=out.name, dir=out, config=record).log
 

@@ -24,10 +24,10 @@ with needs("tsm-report", "train"):
     import jinja2
     import numpy as np
 
-    from .checkpoint import load_model, read_metadata
+    from .checkpoint import load_model
     from .config import RunError
     from .corpora import sha256
-    from .run import CHECKPOINT, MODEL, RECORD, read_best
+    from .run import MODEL, RECORD, read_best, seconds_taken
     from .sample import surprise
     from .spec import SpecError
     from .view import duration
@@ -69,7 +69,7 @@ def _content(out: Path) -> dict[str, Any]:
         raise RunError(f"{out}: no {RECORD} in it, wanted the folder of a run")
     try:
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_bytes().splitlines()]
-        seconds = float(read_metadata(out / CHECKPOINT)["seconds"])
+        seconds = seconds_taken(out)
         train = [line for line in lines if line["kind"] == "train"]
         validation = [line for line in lines if line["kind"] == "validation"]
         steps = [line["step"] for line in train]

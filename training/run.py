@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from ..runtime.command import needs
 from . import config as settings
 from . import model
-from .checkpoint import load_model, read_arrays
+from .checkpoint import load_model, read_arrays, read_metadata, write_arrays
 from .config import FREE_TO_CHANGE, RunError, TrainConfig
 from .data import Corpus, batch, recorded_corpus
 from .lora import Adapters, adapter_table
@@ -23,6 +24,7 @@ from .spec import ModelSpec, SpecError, check_table, weights
 
 # In the run's folder.
 CHECKPOINT, MODEL, RECORD = "checkpoint.safetensors", "model.safetensors", "model.json"
+CHECKPOINT_OF_MESH = "checkpoint"  # in its place, where a run is or was on several devices
 PARTS = ("weights", "optimizer", "average")
 
 Arrays = dict[str, np.ndarray]
@@ -71,18 +73,30 @@ def load_teachers(config: TrainConfig, spec: ModelSpec) -> Models:
 
 
 def open_engine(
-    config: TrainConfig, spec: ModelSpec, teachers: Models, adapters: Adapters | None = None
+    config: TrainConfig,
+    spec: ModelSpec,
+    teachers: Models,
+    adapters: Adapters | None = None,
+    mesh_text: str | None = None,
 ) -> tuple[Any, TrainConfig]:
-    """The engine, and the settings with the precision that it computes in."""
+    """The engine, and the settings with the precision that it computes in. mesh_text: how JAX
+    spreads over all devices; None for one device."""
     with needs("tsm-train", "train" if config.engine == "torch" else "train-jax"):
         if config.engine == "torch":
             from . import engine_torch as library
         else:
             from . import engine_jax as library
+    create: Any = library.Engine
+    if config.engine == "jax" and mesh_text is not None:
+        from . import mesh as meshes
+
+        mesh = meshes.make_mesh(mesh_text)
+        if mesh:
+            meshes.check(mesh, config, [spec, *(spec for spec, _ in teachers)])
+            create = functools.partial(meshes.Engine, mesh)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and library.bf16_is_fast())
     config = dataclasses.replace(config, precision="bf16" if bf16 else "fp32")
-    engine = library.Engine(spec, config.dropout, bf16, config.compiled, teachers, adapters)
-    return engine, config
+    return create(spec, config.dropout, bf16, config.compiled, teachers, adapters), config
 
 
 def mean_loss(config: TrainConfig, teachers: Models, windows: np.ndarray) -> float:
@@ -146,7 +160,11 @@ def advance(
     replayed = round(config.replay * config.batch) if original else 0
     parts = ((corpus, config.batch - replayed), (original, replayed))
     tokens = np.concatenate(
-        [batch(x.train, config.seed, run.step, n, config.window) for x, n in parts if x and n]
+        [
+            batch(text.train, config.seed, run.step, rows, config.window, engine.rows(rows))
+            for text, rows in parts
+            if text and rows
+        ]
     )
     seed = (config.seed * 1_000_003 + run.step) % 2**64
     values = run.weights, run.optimizer, run.average
@@ -167,7 +185,7 @@ def snapshot(
     arrays = {
         f"{part}/{name}": array
         for part in PARTS
-        for name, array in engine.save(getattr(run, part)).items()
+        for name, array in engine.kept(getattr(run, part)).items()
     }
     texts = {"memory": run.memory, "record": record}
     metadata = {name: json.dumps(value) for name, value in texts.items()}
@@ -202,9 +220,55 @@ class Checkpoint:
     seconds: float  # that the run has taken
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises RunError for a file that is no checkpoint."""
-    arrays, metadata = read_arrays(path)
+class CheckpointFile:
+    """The checkpoint of a run on one device; checkpoint_folder.py has that of a mesh."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        write_arrays(self.path, arrays, metadata)
+
+    def read(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        return read_arrays(self.path)
+
+    def close(self) -> None:
+        pass
+
+
+def checkpoint_path(out: Path, on_mesh: bool = False) -> Path:
+    """A file, or a folder of a run that is, or was, on a mesh. on_mesh: new ones, at least."""
+    folder = out / CHECKPOINT_OF_MESH
+    return folder if on_mesh or folder.exists() else out / CHECKPOINT
+
+
+def checkpoint_in(out: Path, on_mesh: bool = False) -> Any:
+    """What reads and writes the checkpoints of the run in that folder. As checkpoint_path."""
+    path = checkpoint_path(out, on_mesh)
+    if path.name == CHECKPOINT:
+        return CheckpointFile(path)
+    with needs("tsm-train", "train-jax"):
+        from .checkpoint_folder import CheckpointFolder
+    return CheckpointFolder(path)
+
+
+def seconds_taken(out: Path) -> float:
+    """By the run in that folder, until its last checkpoint."""
+    path = checkpoint_path(out)
+    if path.name == CHECKPOINT:
+        return float(read_metadata(path)["seconds"])
+    steps = {int(file.parts[-3]): file for file in path.glob("[0-9]*/metadata/metadata")}
+    return float(json.loads(steps[max(steps)].read_bytes())["seconds"])
+
+
+def read_checkpoint(out: Path) -> Checkpoint | None:
+    """Of the run in that folder. Raises RunError for a file that is no checkpoint."""
+    checkpoints = checkpoint_in(out)
+    path = checkpoints.path
+    if not path.exists():
+        return None
+    arrays, metadata = checkpoints.read()
+    checkpoints.close()
     try:
         spec, record = ModelSpec.from_json(metadata["spec"]), json.loads(metadata["record"])
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}

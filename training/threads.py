@@ -12,14 +12,14 @@ NUMBERS_PER_THREAD = 8192
 MOST_THREADS = 1024
 
 
-def default_threads(spec: ModelSpec) -> int:
-    """The fastest for the shape, unless OMP_NUM_THREADS says how many."""
+def default_threads(spec: ModelSpec | None = None) -> int:
+    """The fastest for the shape, unless OMP_NUM_THREADS says how many; without a shape all."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")
     if chosen.isdecimal() and 1 <= int(chosen) <= MOST_THREADS:
         return int(chosen)
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, spec.width**2 // NUMBERS_PER_THREAD))
+    return max(1, min(cores, spec.width**2 // NUMBERS_PER_THREAD)) if spec else cores
 
 
 def prepare_threads(count: int) -> None:

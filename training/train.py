@@ -17,10 +17,12 @@ import time
 STARTED = time.monotonic()  # what is imported below counts as part of the run
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,16 +39,16 @@ with needs("tsm-train", "train"):
     from filelock import FileLock, Timeout
 
     from . import config as settings
+    from . import processes as hosts
     from .budget import Plan, choose
-    from .checkpoint import save_model, write_arrays
+    from .checkpoint import save_model
     from .config import RunError, TrainConfig
     from .corpora import sha256
     from .data import Corpus, DataError, open_corpus
     from .ending import leave
     from .interrupt import Interrupt
-    from .metrics import TRACKERS, Log
+    from .metrics import TRACKERS, Log, NoLog
     from .run import (
-        CHECKPOINT,
         MODEL,
         PARTS,
         RECORD,
@@ -55,6 +57,7 @@ with needs("tsm-train", "train"):
         Models,
         advance,
         check_unchanged,
+        checkpoint_in,
         first_model,
         fresh,
         load_adapters,
@@ -77,6 +80,7 @@ KEPT = "start_sha256", "original_nats_at_start"  # of the record of a run that g
 LOCK = "lock"  # in the run's folder
 SHIPPED = "models/shakespeare.safetensors"  # in a clone of the project
 COMPILING = {"torch": "two minutes", "jax": "half a minute"}
+APART = "budget", "ensemble", "lora", "replay"  # of one device
 SMALL_TEXT = 200_000  # bytes, below which trained weights are the better start
 
 
@@ -85,17 +89,34 @@ class Diverged(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command("tsm-train", lambda: _start(_parse(argv)), DataError, RunError, SpecError)
+    code = run_command("tsm-train", lambda: _start(_parse(argv)), DataError, RunError, SpecError)
+    return hosts.leave(code)
 
 
 def _start(arguments: argparse.Namespace) -> None:
     interrupt = Interrupt("tsm-train")
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainConfig)}
     given = {name: value for name, value in given.items() if value is not None}
-    out, count = Path(arguments.out), arguments.ensemble
     settings.check(TrainConfig(**given))
+    if arguments.mesh or arguments.coordinator:  # before JAX looks for its devices
+        arguments.threads = arguments.threads or default_threads()
+        prepare_threads(arguments.threads)
+    processes = hosts.join(arguments)
+    with processes.together():
+        _runs(arguments, given, processes, interrupt)
+
+
+def _runs(
+    arguments: argparse.Namespace,
+    given: dict[str, Any],
+    processes: hosts.Processes,
+    interrupt: Interrupt,
+) -> None:
+    """The run of the command, and before it those of its teachers."""
+    out, count = Path(arguments.out), arguments.ensemble
     window = given.get("window", TrainConfig.window)
-    corpus = open_corpus(arguments.data, window, arguments.download, arguments.column, out)
+    with processes.in_turn():
+        corpus = open_corpus(arguments.data, window, arguments.download, arguments.column, out)
     began, folders = STARTED, [out / f"teacher-{number}" for number in range(1, count + 1)]
     if folders:
         if given.get("budget"):  # as much for each
@@ -103,11 +124,11 @@ def _start(arguments: argparse.Namespace) -> None:
         for number, folder in enumerate(folders, 1):
             print(f"teacher {number} of {count}", file=sys.stderr)
             seeded = {**given, "seed": given.get("seed", TrainConfig.seed) + number}
-            _run(arguments, seeded, corpus, folder, began, interrupt)
+            _run(arguments, seeded, corpus, folder, began, processes, interrupt)
             began = time.monotonic()
         print(f"the student of {count} teachers", file=sys.stderr)
         given["teachers"] = ",".join(str(folder / MODEL) for folder in folders)
-    _run(arguments, given, corpus, out, began, interrupt)
+    _run(arguments, given, corpus, out, began, processes, interrupt)
 
 
 def _run(
@@ -116,10 +137,11 @@ def _run(
     corpus: Corpus,
     out: Path,
     began: float,
+    processes: hosts.Processes,
     interrupt: Interrupt,
 ) -> None:
     """One run in its folder, a new one or one that goes on. began: by time.monotonic()."""
-    stored = read_checkpoint(out / CHECKPOINT) if (out / CHECKPOINT).exists() else None
+    stored = read_checkpoint(out)
     plan, initial = None, {}
     if stored:
         plan = Plan(**stored.record["plan"]) if stored.record.get("plan") else None
@@ -134,10 +156,11 @@ def _run(
     threads = arguments.threads or (plan.threads if plan else default_threads(spec))
     prepare_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, timeout=0)  # let go by the system, however the process ends
     try:
-        with FileLock(out / LOCK, timeout=0):  # let go by the system, however the process ends
-            for path in out.glob("*.partial"):  # of a run that was killed while it wrote
-                path.unlink()
+        with lock if processes.first else contextlib.nullcontext():
+            for path in out.glob("*.partial") if processes.first else ():
+                path.unlink()  # of a run that was killed while it wrote
             if config.budget and not stored:
                 print("measuring how fast this machine trains", file=sys.stderr)
                 config, plan = choose(
@@ -146,7 +169,7 @@ def _run(
                 spec, initial = first_model(config)
                 threads = plan.threads
             job = Job(config, spec, initial, stored, teachers, plan, threads, out, began)
-            _train(job, corpus, arguments, interrupt)
+            _train(job, corpus, arguments, processes, interrupt)
     except Timeout:
         raise RunError(f"{out}: another training is writing there, wanted one") from None
 
@@ -166,11 +189,23 @@ class Job:
     began: float
 
 
-def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: Interrupt) -> None:
+def _train(
+    job: Job,
+    corpus: Corpus,
+    arguments: argparse.Namespace,
+    processes: hosts.Processes,
+    interrupt: Interrupt,
+) -> None:
     config, spec, stored, out = job.config, job.spec, job.stored, job.out
     adapters = load_adapters(config, spec)
-    engine, config = open_engine(config, spec, job.teachers, adapters)
+    mesh_text = arguments.mesh
+    if config.budget or config.lora or config.replay:
+        if arguments.mesh or arguments.coordinator:
+            raise RunError(f"{out}: a run with --budget, --lora or --replay, wanted one device")
+        mesh_text = None
+    engine, config = open_engine(config, spec, job.teachers, adapters, mesh_text)
     engine.use_threads(job.threads)
+    checkpoints = checkpoint_in(out, engine.on_mesh)
     record = {
         "command": " ".join(sys.argv),
         "config": dataclasses.asdict(config),
@@ -202,7 +237,7 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
             raise Diverged(f"validation {nats}")
         return nats
 
-    view = View(config.steps)
+    view = View(config.steps, silent=not processes.first)
     say = view.say
     if stored:
         check_unchanged(out, stored.record, record)
@@ -210,7 +245,7 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
         parts = {part: engine.load(getattr(stored.run, part)) for part in PARTS}
         run, best = dataclasses.replace(stored.run, **parts), read_best(out / RECORD)
         origin = f", a run that started from {config.start}" if config.start else ""
-        say(f"going on from {out / CHECKPOINT}{origin}")
+        say(f"going on from {checkpoints.path}{origin}")
         if run.step >= config.steps:
             say(f"its {run.step} steps are done; a larger --steps goes on")
     else:
@@ -236,7 +271,8 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
     if job.teachers:
         floor = mean_loss(config, job.teachers, validation_windows(corpus, config))
         say(f"the mean of the teachers, the floor of this student: {floor:.4f} nats/byte")
-    log = Log(out, run.step if stored else -1, record, arguments.log)
+    kept_until = run.step if stored else -1
+    log = Log(out, kept_until, record, arguments.log) if processes.first else NoLog()
 
     def evaluate() -> dict[str, Any]:
         """Writes the averaged weights if they are the best so far. The record of the best."""
@@ -252,6 +288,8 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
             result["original_nats_per_byte"] = loss_on(original)
             log.write("original", run.step, nats_per_byte=result["original_nats_per_byte"])
         average = engine.save(engine.whole(run.average))
+        if not processes.first:
+            return record | result
         save_model(out / MODEL, spec, average, record=record | result)
         text = sample(spec, average, settings.SAMPLE_BYTES)
         log.write("validation", run.step, nats_per_byte=nats, sample=text)
@@ -268,7 +306,8 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
             best = evaluate()  # so that no model is written that is worse
         while True:
             step = run.step
-            ending_now = interrupt.received or overfits() or step >= config.steps
+            signalled = processes.any(bool(interrupt.received))
+            ending_now = signalled or overfits() or step >= config.steps
             if ending_now and step == saved:
                 break
             checkpoint = None
@@ -280,7 +319,7 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise Diverged(f"loss {loss}, gradient norm {norm}")
             if checkpoint:  # not before a step from it has shown that it is good
-                write_arrays(out / CHECKPOINT, *checkpoint)
+                checkpoints.write(*checkpoint)
                 saved = step
             if ending_now:
                 run.step = step  # the step after it was made to show that, and is not kept
@@ -291,21 +330,22 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
             view.step(run.step, loss, speed, status, engine, record["parameters"])
             if run.step % config.eval_every == 0 or run.step == config.steps:
                 best = evaluate()
-        if not (best or interrupt.received):  # someone has taken the file away
+        if not (best or signalled):  # someone has taken the file away
             best = evaluate()
     except Diverged as error:
         view.stop()
         kept = [f"the model of step {best['step']}"] if best else []
-        kept += [f"the checkpoint of step {saved}"] if (out / CHECKPOINT).exists() else []
+        kept += [f"the checkpoint of step {saved}"] if checkpoints.path.exists() else []
         stay = f"; {' and '.join(kept)} stay in {out}" if kept else ""
         say(f"step {run.step}: {error}: stopped{stay}. A lower learning rate may help.")
         raise SystemExit(1) from None
     finally:
         view.stop()
         log.close()
-    if interrupt.received:
+    checkpoints.close()
+    if signalled:
         say(f"stopped at step {run.step}; the same command goes on from {out}")
-        raise Signalled(interrupt.received)
+        raise Signalled(interrupt.received or signal.SIGTERM)
     assert best
     if overfits() and run.step < config.steps:
         say(
@@ -318,7 +358,7 @@ def _train(job: Job, corpus: Corpus, arguments: argparse.Namespace, interrupt: I
         say(f"on the text that it came from: {after:.4f} nats/byte, {before:.4f} before")
     elif config.start:
         say("the text that it came from is not at hand: what it has forgotten is not measured")
-    if out == Path(arguments.out):  # no teacher
+    if processes.first and out == Path(arguments.out):  # no teacher
         interrupt.end_at_once(f"interrupted; {out / MODEL} is written, the same command goes on")
         column = [] if arguments.column is None else ["--column", arguments.column]
         leave(view, out, config, best, [*arguments.data, *column], not arguments.no_export)
@@ -367,8 +407,22 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-export", action="store_true", help="write no artifact at the end of the run"
     )
+    parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="AXIS=N,…",
+        help="how --engine jax spreads over its devices: data, fsdp and sequence, as in "
+        "fsdp=4,sequence=2; data takes what is left (default: all on data)",
+    )
+    hosts.add_arguments(parser)
     settings.add_arguments(parser)
     arguments = parser.parse_args(argv)
+    several = arguments.mesh or arguments.coordinator
+    if several and arguments.engine != "jax":
+        parser.error(f"{several}: several devices want --engine jax")
+    apart = [f"--{name}" for name in APART if getattr(arguments, name)]
+    if several and apart:
+        parser.error(f"found {several} and {apart[0]}, wanted one of them")
     if arguments.out is None:
         arguments.out = f"runs/{Path(arguments.data[0]).resolve().stem}"
     if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:

@@ -53,18 +53,18 @@ def share_of_peak(device: str, parameters: int, tokens_per_second: float) -> flo
 class View(Progress):
     """A bar with the time that is left, and under it the figures of the last step."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, silent: bool = False) -> None:
         self._steps, self._figures = steps, ""
         self._validations: list[float] = []
         self._shown_step = 0  # of the last sample on a screen that keeps them all
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=silent)
         super().__init__(
             *columns,
             console=console,
             speed_estimate_period=600,
             refresh_per_second=2,
-            disable=not console.is_terminal,
+            disable=silent or not console.is_terminal,
         )
         self._task = self.add_task("", total=steps)
 

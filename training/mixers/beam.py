@@ -114,5 +114,6 @@ MIXERS = {
         SWITCHES,
         # In fp32 the phase of a long block is too coarse.
         any_length=lambda spec: not spec.switches["rotation"],
+        splits=lambda spec: not spec.switches["rotation"],
     )
 }

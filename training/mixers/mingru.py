@@ -59,4 +59,6 @@ def mingru(
     return linear(xp, read, weights[f"{name}.out"]), next_state
 
 
-MIXERS = {"mingru": Mixer(weights_of, state_of, mingru, any_length=lambda _: True)}
+MIXERS = {
+    "mingru": Mixer(weights_of, state_of, mingru, any_length=lambda _: True, splits=lambda _: True)
+}

@@ -69,6 +69,9 @@ def short_convolution(
 def scan(xp: Any, decay: Array, update: Array, memory: Array) -> tuple[Array, Array]:
     """M_n = decay_n M_{n-1} + update_n over axis 2, from `memory`: all M before, and the last.
     Hillis-Steele: the reach doubles each round, so there is no loop primitive to export."""
+    own = getattr(xp, "scan", None)  # of training/mesh.py: over a text that is split
+    if own:
+        return own(decay, update, memory)
     count, reach = update.shape[2], 1
     if count >= LONG_SCAN and "torch" in sys.modules:
         import torch

@@ -71,3 +71,6 @@ class Mixer:
     # Whether `forward` can be traced for ONNX with the length left open. Else the graph loops over
     # the tokens.
     any_length: Callable[[ModelSpec], bool] = lambda _: False
+    # Whether a text may be split across devices: all that its tokens hand on is `history` and one
+    # scan, by `scan_channels`.
+    splits: Callable[[ModelSpec], bool] = lambda _: False

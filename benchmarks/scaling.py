@@ -1,0 +1,79 @@
+"""Weak scaling of training: tokens/s of one process on one core, and of two on two cores, which
+together make updates twice as large.
+
+    python benchmarks/scaling.py
+
+Each process is pinned to a core of its own. The two settings take turns, `--rounds` times; of each
+run the median step counts. The machine has to be quiet: two processes wait for the slower one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from results import append, read
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).with_suffix(".jsonl")
+SHAPE = ["--preset", "small", "--window", "256"]
+ROWS = 8  # of a process
+STEPS, SKIPPED = 30, 5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    rounds = parser.parse_args().rounds
+    for _ in range(rounds):
+        for count in (1, 2):
+            found = {"processes": count, "tokens_per_second": _measure(count)}
+            print(append(RESULTS, found), file=sys.stderr)
+    print(table())
+    return 0
+
+
+def _measure(count: int) -> float:
+    cores = sorted(os.sched_getaffinity(0))[:count]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with tempfile.TemporaryDirectory() as out:
+        processes = []
+        for index, core in enumerate(cores):
+            command = ["taskset", "-c", str(core), sys.executable, str(ROOT / "training/train.py")]
+            command += ["--engine", "jax", "--data", "shakespeare", "--out", out, *SHAPE]
+            command += ["--steps", str(STEPS), "--batch", str(ROWS * count), "--threads", "1"]
+            command += ["--eval-windows", "4", "--checkpoint-every", str(STEPS)]
+            if count > 1:
+                command += ["--coordinator", address, "--processes", str(count)]
+                command += ["--process-id", str(index)]
+            processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            raise SystemExit("scaling: a training failed; run its command by itself")
+        lines = map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
+        speeds = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
+    return statistics.median(speeds[SKIPPED:])
+
+
+def table() -> str:
+    """Rows of Markdown: the median of each number of processes."""
+    rows = ["| processes | tokens/s | of one |", "| --- | --- | --- |"]
+    medians: dict[int, float] = {}
+    for count in (1, 2):
+        speeds = [one["tokens_per_second"] for one in read(RESULTS) if one["processes"] == count]
+        medians[count] = statistics.median(speeds)
+        times = medians[count] / medians[1]
+        rows.append(f"| {count} | {medians[count]:,.0f} | {times:.2f} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
