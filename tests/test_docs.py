@@ -255,7 +255,7 @@ def test_every_command_and_program_of_a_page_runs(page, clone):
             found = run_program(block, clone)
             if block.printed is not None:
                 assert_printed(found, block.printed, block.place)
-        elif block.kind in ("c", "ini", "cmake", "java", "js", "swift"):
+        elif block.kind in ("c", "ini", "cmake", "java", "js", "swift", "yaml"):
             assert saved(block, clone), f"{block.place}: wanted a comment with its name first"
         else:
             assert block.kind == "text", f"{block.place}: a block of kind {block.kind!r}"
@@ -306,6 +306,7 @@ def test_systemd_takes_the_units(clone):
 # Options of others' commands.
 FOREIGN = {"--depth": "git clone", "--now": "systemctl", "--offline": "systemd-analyze"}
 FOREIGN |= {"--no-deps": "pip", "--logdir": "tensorboard", "--from-file": "kubectl"}
+FOREIGN |= dict.fromkeys(("--nodes", "--ntasks-per-node", "--gpus-per-node", "--requeue"), "sbatch")
 FOREIGN |= {"--read-only": "docker", "--cap-drop": "docker"}
 
 
