@@ -48,8 +48,10 @@ def main() -> int:
             _keep_best(best, json.loads(line))
     if node.returncode:
         return 1
-    texts = {found.pop("text") for found in best.values()}
-    print(f"{'the same text' if len(texts) == 1 else 'texts differ'} in all engines\n")
+    texts = {name: found.pop("text") for name, found in best.items()}
+    own = next(iter(texts.values()))
+    others = [name for name, text in texts.items() if text != own]
+    print(f"another text than {next(iter(texts))}'s: {', '.join(others) or 'none'}\n")
     print(ROW.format("", "first byte, ms", "bytes/s", "prompt", "module", "brotli"))
     for found in best.values():
         append(RESULTS, found)
