@@ -47,7 +47,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 FIRST = ["README.md", *(f"docs/{name}.md" for name in ("get-started", "train", "generate"))]
 PAGES = [*FIRST, *sorted({f"docs/{p.name}" for p in DOCS.glob("*.md")} - set(FIRST))]
-README_WORDS, DOCS_WORDS = 900, 13_500
+README_WORDS, DOCS_WORDS = 900, 14_250  # the latter with results.md
 BIN = Path(sys.executable).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SCRIPTS = {
@@ -358,6 +358,7 @@ def test_every_link_leads_somewhere(page):
 
 
 def test_the_pages_are_short():
-    words = {page: len((ROOT / page).read_text().split()) for page in PAGES}
+    pages = [*PAGES, "benchmarks/results.md"]
+    words = {page: len((ROOT / page).read_text().split()) for page in pages}
     assert words.pop("README.md") <= README_WORDS
     assert sum(words.values()) <= DOCS_WORDS, words
