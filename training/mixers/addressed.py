@@ -24,6 +24,7 @@ from .primitives import (
     Array,
     State,
     Weights,
+    decays,
     join_heads,
     linear,
     rms_norm,
@@ -138,14 +139,12 @@ def chunked_form(
 
     query, key, value = split(query), split(key), split(coupling[..., None] * value)
     change, log_decay = split(change[..., None]), split(xp.log(decay)[..., None])
-    so_far = xp.cumulative_sum(log_decay, axis=-2)  # (BH, N, C, 1), log A
-    between = so_far - xp.matrix_transpose(so_far)  # (BH, N, C, C)
-    between = xp.exp(xp.clip(between, None, 0))  # the future, above 0, could overflow
+    so_far, between = decays(xp, log_decay)  # (BH, N, C, 1), log A; (BH, N, C, C)
     column = xp.matrix_transpose(key)
     solved = unit_lower_inverse(xp, change * xp.tril(key @ column * between, k=-1))
     own = solved @ value  # w of the values alone
     of_state = solved @ (change * xp.exp(so_far) * key)  # w by what is held before the chunk
-    within = xp.tril(query @ column * between)
+    within = query @ column * between
     last = so_far[..., -1:, :]
     to_end = xp.matrix_transpose(key * xp.exp(last - so_far))
     decayed_query, end = query * xp.exp(so_far), xp.exp(last)

@@ -66,6 +66,17 @@ def short_convolution(
     return sum(window[:, i : i + length] * taps[i] for i in range(taps.shape[0]))
 
 
+def decays(
+    xp: Any, log_decay: Float[Array, "*rows C 1"]
+) -> tuple[Float[Array, "*rows C 1"], Float[Array, "*rows C C"]]:
+    """Within a chunk: the logarithm of what is left, at each token, of what was before the chunk,
+    and, lower triangular, what is left of each token at each later one."""
+    since_start = xp.cumulative_sum(log_decay, axis=-2)
+    between = since_start - xp.matrix_transpose(since_start)
+    # The future, above 0, could overflow.
+    return since_start, xp.tril(xp.exp(xp.clip(between, None, 0)))
+
+
 def scan(xp: Any, decay: Array, update: Array, memory: Array) -> tuple[Array, Array]:
     """M_n = decay_n M_{n-1} + update_n over axis 2, from `memory`: all M before, and the last.
     Hillis-Steele: the reach doubles each round, so there is no loop primitive to export."""

@@ -20,6 +20,7 @@ from .primitives import (
     Array,
     State,
     Weights,
+    decays,
     join_heads,
     linear,
     positions,
@@ -204,9 +205,7 @@ def chunked_form(
 
     query, key, turned = split(query), split(key), split(turned)
     log_decay = split(xp.expand_dims(log_decay, axis=-1))  # (B, H, N, C, 1)
-    since_start = xp.cumulative_sum(log_decay, axis=-2)
-    between = since_start - xp.matrix_transpose(since_start)  # (B, H, N, C, C)
-    decay = xp.tril(xp.exp(xp.clip(between, None, 0)))  # the future, above 0, could overflow
+    since_start, decay = decays(xp, log_decay)  # the latter (B, H, N, C, C)
     within = (query @ xp.matrix_transpose(key) * decay) @ turned  # (B, H, N, C, W)
 
     end = since_start[..., -1:, :]  # (B, H, N, 1, 1)
