@@ -180,7 +180,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             offers = offered(texts, suggest, f"{name}, {system}")
             found[system] = sweep(texts, offers)
             if system == "tsm":
-                found["tsm_signs"] = sweep(texts, offers, signs=True)
+                found["tsm_punctuation"] = sweep(texts, offers, punctuation=True)
         best = max(found["trigrams"], key=lambda row: row["saved"])["threshold"]
         ours = completer(model, THRESHOLD)
         for system, text, suggest, threshold in (
@@ -224,9 +224,11 @@ def baseline(trigrams: Trigrams) -> Suggest:
     return suggest
 
 
-def first(found: list[Suggestion], threshold: float, signs: bool = False) -> Suggestion | None:
-    """What is shown of them. signs: also what begins with a character of no word."""
-    words = (one for one in found if signs or re.match(r"\w", one[0]))
+def first(
+    found: list[Suggestion], threshold: float, punctuation: bool = False
+) -> Suggestion | None:
+    """What is shown of them. punctuation: also what begins with a character of no word."""
+    words = (one for one in found if punctuation or re.match(r"\w", one[0]))
     return next((one for one in words if one[1] >= threshold), None)
 
 
@@ -242,9 +244,9 @@ def offered(texts: list[tuple[str, str]], suggest: Suggest, name: str) -> Offers
 
 
 def sweep(
-    texts: list[tuple[str, str]], offers: Offers, signs: bool = False
+    texts: list[tuple[str, str]], offers: Offers, punctuation: bool = False
 ) -> list[dict[str, float]]:
-    """A row for each threshold. signs: with suggestions that begin with a character of no word."""
+    """A row for each threshold. punctuation: with suggestions that begin with a character of no word."""
     rows = []
     for threshold in THRESHOLDS:
         count = Count()
@@ -252,7 +254,7 @@ def sweep(
             at = 0
             while at < len(passage):
                 step = 1
-                if found := first(by_place[at], threshold, signs):
+                if found := first(by_place[at], threshold, punctuation):
                     text, _, replaced = found
                     count.shown += 1
                     ends = r"(?!\w)" if re.search(r"\w\Z", text) else r"(?=\n)"
@@ -378,7 +380,7 @@ def table(results: list[dict[str, Any]]) -> str:
         return "/".join(f"{x:.3f}" if x else "–" for x in (ours, theirs)) + times
 
     begin("keys saved, TSM/trigrams (times)")
-    for system, what in (("tsm", ""), ("tsm_signs", ", with signs")):
+    for system, what in (("tsm", ""), ("tsm_punctuation", ", with punctuation")):
         for precision in PRECISIONS:
             pairs = (
                 [saved_at(found[name], precision) for name in (system, "trigrams")]
@@ -388,9 +390,11 @@ def table(results: list[dict[str, Any]]) -> str:
         pairs = ((_best(found[system]), _best(found["trigrams"])) for found in latest.values())
         add(f"at its best threshold{what}", (against(*pair) for pair in pairs))
     default = THRESHOLDS.index(THRESHOLD)
-    signs = {"tsm_default": "TSM with signs, default threshold"}
-    rows = [{**found, "tsm_default": found["tsm_signs"][default]} for found in latest.values()]
-    for name, label in {**signs, **ROWS}.items():
+    extra = {"tsm_default": "TSM with punctuation, default threshold"}
+    rows = [
+        {**found, "tsm_default": found["tsm_punctuation"][default]} for found in latest.values()
+    ]
+    for name, label in {**extra, **ROWS}.items():
         cells = (found[name] for found in rows)
         add(label, (f"{r['saved']:.3f}@{r['precision']:.2f}" for r in cells))
     cells = (found["tsm_typed"] for found in latest.values())

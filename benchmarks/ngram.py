@@ -7,7 +7,7 @@ import itertools
 import re
 from collections import Counter, defaultdict
 
-TOKEN = re.compile(r"\w+|\n+|[^\w\s]")  # words, ends of lines and paragraphs, other signs
+TOKEN = re.compile(r"\w+|\n+|[^\w\s]")  # words, ends of lines and paragraphs, punctuation
 LAST_WORD = re.compile(r"\w*\Z")
 BACK_OFF = 0.4  # of Brants et al., 2007, and nltk's default
 TAIL_CHARACTERS = 200  # of the text before the cursor, in which the last two tokens are

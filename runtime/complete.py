@@ -68,10 +68,16 @@ _LINE_ENDS = b"\r\n"
 _LEADS = range(0xC2, 0xF5)  # the first byte of a character beyond ASCII
 _FOLLOWING = frozenset(range(0x80, 0xC0))  # its other bytes
 _ASCII_WORD = {byte for byte in range(128) if chr(byte).isalnum() or byte == ord("_")}
-# Words are made of all that is beyond ASCII but for these: signs of Latin-1, punctuation and
+# Words are made of all that is beyond ASCII but for these: those of Latin-1, punctuation and
 # symbols, those of Chinese and Japanese, their wide forms, what is no character, emoji.
-_SIGNS = ((0x80, 0xBF), (0x2000, 0x2BFF), (0x3000, 0x3004), (0x3008, 0x3020), (0xFF00, 0xFF0F))
-_SIGNS += ((0xFF1A, 0xFF20), (0xFFF0, 0xFFFF), (0x1F000, 0x1FAFF))
+_PUNCTUATION = (
+    (0x80, 0xBF),
+    (0x2000, 0x2BFF),
+    (0x3000, 0x3004),
+    (0x3008, 0x3020),
+    (0xFF00, 0xFF0F),
+)
+_PUNCTUATION += ((0xFF1A, 0xFF20), (0xFFF0, 0xFFFF), (0x1F000, 0x1FAFF))
 _NO_WORD = sorted(set(range(128)) - _ASCII_WORD)
 _WORD = frozenset({*_ASCII_WORD, *_LEADS})
 _LINE = frozenset({ord("\t"), *range(32, 127), *_LEADS})
@@ -407,7 +413,7 @@ def _is_word(character: str) -> bool:
     """Whether words are made of it: letters, marks and digits of any script, and _."""
     code = ord(character)
     return code in _ASCII_WORD or (
-        code > 127 and not any(first <= code <= last for first, last in _SIGNS)
+        code > 127 and not any(first <= code <= last for first, last in _PUNCTUATION)
     )
 
 

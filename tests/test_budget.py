@@ -141,7 +141,7 @@ def test_a_run_with_a_budget_says_what_to_expect_and_goes_on_by_its_plan(tmp_pat
     assert planned
     steps = re.search(
         r"planned: tiny, (\d+) steps of 4 x 64 bytes at [\d,]+ a second, "
-        r"11.\d readings of the text: [\dms ]+ in all, about [\d.]+ nats/byte on held-out text",
+        r"11.\d epochs: [\dms ]+ in all, about [\d.]+ nats/byte on held-out text",
         planned[0],
     )
     assert steps

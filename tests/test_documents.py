@@ -64,7 +64,9 @@ def test_duplicates_are_left_out_and_what_is_nearly_alike_stays_together(tmp_pat
     near = {f"near{i}.txt": text(i).replace("king", "duke", 1) for i in range(30)}
     copies = {"copy.txt": text(7), "sub/copy.txt": text(7)}
     corpus = open_corpus([folder_of(tmp_path, texts | near | copies)], 16)
-    wanted = "60 documents of 100% .txt (2 duplicates and 0 binary files left out; 30 nearly alike)"
+    wanted = (
+        "60 documents of 100% .txt (2 duplicates and 0 binary files left out; 30 near duplicates)"
+    )
     assert wanted in corpus.summary
     train, validation = bytes(corpus.train), bytes(corpus.validation)
     for i in range(30):

@@ -58,7 +58,7 @@ class Plan:
         return (
             f"planned: {config.preset or 'the shape of --start'}, {config.steps:,} steps of "
             f"{config.batch} x {config.window} bytes at {self.tokens_per_second:,.0f} a second, "
-            f"{read / size:.1f} readings of the text: "
+            f"{read / size:.1f} epochs: "
             f"{duration(self.seconds + self.export_seconds)} in all{loss}"
         )
 

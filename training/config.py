@@ -133,7 +133,7 @@ def for_text(size: int, given: dict[str, Any]) -> TrainConfig:
 
 
 def most_steps(size: int, config: TrainConfig) -> int:
-    """As many readings of a text of `size` bytes as it is good for."""
+    """As many epochs of a text of `size` bytes as it is good for."""
     epochs = FINE_TUNING_EPOCHS if config.start else EPOCHS
     return round(epochs * size / (config.batch * config.window))
 

@@ -73,7 +73,7 @@ class Assembled:
         split = "by document" if self.by_document else "at nine tenths: too few documents"
         total = self.train_bytes + self.validation_bytes
         kinds = [f"{size / total:.0%} {kind}" for kind, size in self.kinds.items()][:KINDS_SHOWN]
-        near = f"{self.near_duplicates:,} nearly alike"
+        near = f"{self.near_duplicates:,} near duplicates"
         shown = ", ".join(kinds)
         return f"{self.documents:,} documents of {shown} ({left}; {near}), split {split}"
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .data import Corpus
 
-SCALE, TOKENS, PARAMETERS, READINGS = 3.650, 0.086, 0.020, 5.0
+SCALE, TOKENS, PARAMETERS, EPOCHS = 3.650, 0.086, 0.020, 5.0
 ORDER = 3  # bytes before the one that is predicted
 COUNTED_BYTES, SCORED_BYTES = 1_000_000, 100_000
 
@@ -35,7 +35,7 @@ def factor(
 
 def worth(size: int, tokens: float) -> float:
     """In bytes that are read for the first time."""
-    return size * READINGS * (1 - math.exp(-tokens / (size * READINGS)))
+    return size * EPOCHS * (1 - math.exp(-tokens / (size * EPOCHS)))
 
 
 def ngram_loss(corpus: Corpus) -> float:

@@ -2,7 +2,7 @@
 others, and process 0 alone writes.
 
 JAX's own service, which they find each other through, ends a process with a C++ stack when another
-one dies. So its connections are carried through sockets of this module: one that closes before the
+one dies. So its connections pass through a proxy of this module: one that closes before the
 end is a process that died, and every other one says so in a line.
 """
 
@@ -116,11 +116,11 @@ def join(arguments: argparse.Namespace) -> Processes:
     try:
         if index == 0:
             inner = (LOOPBACK, _free_port())
-            _carry_from(socket.create_server(("", int(port))), inner)
+            _forward_from(socket.create_server(("", int(port))), inner)
         else:
             listener = socket.create_server((LOOPBACK, 0))
             inner = listener.getsockname()
-            _carry_from(listener, (host, int(port)))
+            _forward_from(listener, (host, int(port)))
         jax.distributed.initialize(
             f"{inner[0]}:{inner[1]}",
             count,
@@ -149,7 +149,7 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _carry_from(listener: socket.socket, goal: Address) -> None:
+def _forward_from(listener: socket.socket, goal: Address) -> None:
     def accept() -> None:
         while True:
             near, _ = listener.accept()
@@ -179,11 +179,11 @@ def _connect(near: socket.socket, goal: Address) -> None:
         for name, value in KEEPALIVE.items():
             if hasattr(socket, name):
                 end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    _start(_carry, near, far)
-    _start(_carry, far, near)
+    _start(_forward, near, far)
+    _start(_forward, far, near)
 
 
-def _carry(source: socket.socket, goal: socket.socket) -> None:
+def _forward(source: socket.socket, goal: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             goal.sendall(data)

@@ -61,16 +61,16 @@ static int is_ascii_word(uint32_t code) {
     return code == '_' || (code >= '0' && code <= '9') || ((code | 32) >= 'a' && (code | 32) <= 'z');
 }
 
-/* Whether words are made of it; beyond ASCII of all but SIGNS of complete.py. */
+/* Whether words are made of it; beyond ASCII of all but PUNCTUATION of complete.py. */
 static int is_word(const uint8_t *character, uint32_t bytes) {
-    static const uint32_t signs[][2] = {{0x80, 0xbf},     {0x2000, 0x2bff}, {0x3000, 0x3004},
+    static const uint32_t punctuation[][2] = {{0x80, 0xbf},     {0x2000, 0x2bff}, {0x3000, 0x3004},
                                         {0x3008, 0x3020}, {0xff00, 0xff0f}, {0xff1a, 0xff20},
                                         {0xfff0, 0xffff}, {0x1f000, 0x1faff}};
     uint32_t code = bytes == 1 ? *character : *character & 0xffu >> (bytes + 1);
     for (uint32_t i = 1; i < bytes; i++) code = code << 6 | (character[i] & 63u);
     if (code < 128) return is_ascii_word(code);
-    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++)
-        if (code >= signs[i][0] && code <= signs[i][1]) return 0;
+    for (size_t i = 0; i < sizeof punctuation / sizeof *punctuation; i++)
+        if (code >= punctuation[i][0] && code <= punctuation[i][1]) return 0;
     return 1;
 }
 
