@@ -246,7 +246,7 @@ def offered(texts: list[tuple[str, str]], suggest: Suggest, name: str) -> Offers
 def sweep(
     texts: list[tuple[str, str]], offers: Offers, punctuation: bool = False
 ) -> list[dict[str, float]]:
-    """A row for each threshold. punctuation: with suggestions that begin with a character of no word."""
+    """A row for each threshold. punctuation: with what begins with a character of no word."""
     rows = []
     for threshold in THRESHOLDS:
         count = Count()

@@ -64,8 +64,8 @@ static int is_ascii_word(uint32_t code) {
 /* Whether words are made of it; beyond ASCII of all but PUNCTUATION of complete.py. */
 static int is_word(const uint8_t *character, uint32_t bytes) {
     static const uint32_t punctuation[][2] = {{0x80, 0xbf},     {0x2000, 0x2bff}, {0x3000, 0x3004},
-                                        {0x3008, 0x3020}, {0xff00, 0xff0f}, {0xff1a, 0xff20},
-                                        {0xfff0, 0xffff}, {0x1f000, 0x1faff}};
+                                              {0x3008, 0x3020}, {0xff00, 0xff0f}, {0xff1a, 0xff20},
+                                              {0xfff0, 0xffff}, {0x1f000, 0x1faff}};
     uint32_t code = bytes == 1 ? *character : *character & 0xffu >> (bytes + 1);
     for (uint32_t i = 1; i < bytes; i++) code = code << 6 | (character[i] & 63u);
     if (code < 128) return is_ascii_word(code);
