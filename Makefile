@@ -122,7 +122,7 @@ apps/web/tsm-relaxed.wasm: RELAXED = -mrelaxed-simd
 $(MODULES): $(wildcard runtime/native/*.[ch]) apps/web/memory.c build/zig/ready
 	$(ZIG) cc --target=wasm32-wasi -mexec-model=reactor -msimd128 $(RELAXED) -O3 -std=c99 -ffp-contract=off -fmerge-all-constants \
 	  -mllvm -disable-lsr \
-	  -Wall -Wextra -Werror -Wl,--no-entry,--strip-all,-z,stack-size=1048576 \
+	  -Wall -Wextra -Werror -Wl,--no-entry,--strip-all,-z,stack-size=131072 \
 	  $$(grep -oE '\btsm_[a-z_]+\(' runtime/native/tsm.h | tr -d '(' | grep -vxE '$(INNER)' | \
 	    sed 's/^/-Wl,--export=/') -Wl,--export=malloc,--export=free \
 	  -o $@.partial runtime/native/tsm.c apps/web/memory.c

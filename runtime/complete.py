@@ -45,10 +45,10 @@ from .text import printable
 THRESHOLD = 0.55  # of probability: of what is shown two thirds or more are right
 MAX_BYTES = 48  # of a completion
 CONTEXT_BYTES = 1024  # read again after a jump; the model is trained on windows of 256
-DENSE_BYTES = 48  # before the cursor, at each of which a deletion costs nothing
+DENSE_BYTES = 16  # before the cursor, at each of which a deletion costs nothing
 WORD_BYTES = 32  # no word is longer
 SPARSE_BYTES = 64  # between two places that are kept before those
-PLACES = 72  # of the text, kept at once: 40 KB each with the shipped model
+PLACES = 32  # of the text, kept at once: 40 KB each with the shipped model
 LOOKAHEAD = 24  # places beside the text, kept within a word
 CANDIDATES = 3  # words looked for at least: the most probable may be short and save few keys
 STEPS = 16  # bytes that may be looked at for each of them
@@ -249,11 +249,14 @@ class Completer:
             self._ahead = 0
         if len(self._places) > PLACES:
             kept: dict[int, _Place] = {}
-            dense, last = len(self._text) - DENSE_BYTES, -SPARSE_BYTES
+            dense, last = min(begin, len(self._text) - DENSE_BYTES), -SPARSE_BYTES
             for at, place in self._places.items():
                 if at >= dense or at >= last + SPARSE_BYTES:
                     kept[at], last = place, at
-            self._places = dict(list(kept.items())[-PLACES * 3 // 4 :])
+            surplus = len(kept) - PLACES * 3 // 4
+            self._places = {
+                at: place for i, (at, place) in enumerate(kept.items()) if i >= surplus or at >= dense
+            }
 
     def _after(self, place: _Place, byte: int) -> _Place | None:
         """The place after one byte; None: the budget is spent. Also bytes that have been read

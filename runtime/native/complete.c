@@ -1,6 +1,6 @@
 /* Completion as one types: what runtime/complete.py does, which says why, to the same texts. */
 
-enum { CONTEXT = 1024, DENSE = 48, SPARSE = 64, PLACES = 72, LOOKAHEAD = 24, CANDIDATES = 3, STEPS = 16,
+enum { CONTEXT = 1024, DENSE = 16, SPARSE = 64, PLACES = 32, LOOKAHEAD = 24, CANDIDATES = 3, STEPS = 16,
        CORRECTION_STEPS = 16, CORRECTION_CHARACTERS = 2, CORRECTIONS = 2, WORD_BYTES = 32,
        LONGEST_REPEAT = 32, HISTORY = 16384, MOST_COUNT = 16,
        MOST_TEXT = WORD_BYTES + 4 + MOST_COUNT * STEPS, MOST_QUEUE = MOST_COUNT * (STEPS + 1) + 1 };
@@ -45,7 +45,7 @@ struct tsm_completer {
     uint8_t *text; /* before the cursor */
     size_t bytes, room;
     size_t word, characters;   /* where the unfinished one begins; its length */
-    place *places[2 * PLACES]; /* in the text */
+    place *places[PLACES + CONTEXT / SPARSE + 2 * WORD_BYTES + 2]; /* in the text */
     size_t count;
     uint32_t budget, ahead; /* bytes that may still be read; that were, beside the text */
     uint8_t recent[HISTORY];
@@ -188,14 +188,15 @@ static void forget(tsm_completer *c) {
         own->further = NULL;
     }
     if (c->count <= PLACES) return;
-    size_t kept = 0, first = 0;
+    size_t kept = 0, first = 0, dense = c->bytes > DENSE ? c->bytes - DENSE : 0;
+    if (dense > c->word) dense = c->word; /* each place in a word is wanted */
     for (size_t i = 0; i < c->count; i++) {
         place *own = c->places[i];
-        int near = !kept || own->at + DENSE >= c->bytes;
-        if (near || own->at >= c->places[kept - 1]->at + SPARSE) c->places[kept++] = own;
+        if (!kept || own->at >= dense || own->at >= c->places[kept - 1]->at + SPARSE)
+            c->places[kept++] = own;
         else free(own);
     }
-    for (; kept - first > PLACES * 3 / 4; first++) free(c->places[first]);
+    for (; kept - first > PLACES * 3 / 4 && c->places[first]->at < dense; first++) free(c->places[first]);
     c->count = kept - first;
     memmove(c->places, c->places + first, c->count * sizeof *c->places);
 }

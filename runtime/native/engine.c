@@ -103,7 +103,7 @@ struct tsm_model {
     matrix head;
     kernels kernels;
     int simd;
-    float *x, *normal, *shifted, *projected, *read, *hidden; /* BLOCK rows each */
+    float *x, *normal, *shifted, *read, *inner; /* BLOCK rows each; inner: a mixer's, then an MLP's */
     int8_t *codes;
     worker workers[MOST_THREADS]; /* the first is the caller's thread */
     uint32_t threads;
@@ -1187,11 +1187,10 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->x = calloc((size_t)BLOCK * s.width, 4);
     m->normal = calloc((size_t)(BLOCK + s.taps - 1) * s.width, 4);
     m->shifted = calloc((size_t)BLOCK * s.width, 4);
-    m->projected = calloc((size_t)BLOCK * 3 * s.channels, 4);
+    m->inner = calloc((size_t)BLOCK * (s.mlp_width > 3 * s.channels ? s.mlp_width : 3 * s.channels), 4);
     m->read = calloc((size_t)BLOCK * s.channels, 4);
-    m->hidden = calloc((size_t)BLOCK * s.mlp_width, 4);
     m->codes = calloc((size_t)BLOCK * widest, 1);
-    if (m->x && m->normal && m->shifted && m->projected && m->read && m->hidden && m->codes &&
+    if (m->x && m->normal && m->shifted && m->inner && m->read && m->codes &&
         start(m, threads, widest))
         return m;
 failed:
@@ -1214,9 +1213,8 @@ void tsm_free(tsm_model *m) {
     free(m->x);
     free(m->normal);
     free(m->shifted);
-    free(m->projected);
+    free(m->inner);
     free(m->read);
-    free(m->hidden);
     free(m->codes);
     free(m);
 }
@@ -1281,9 +1279,9 @@ static void mix(tsm_model *m, const layer *own, float *channels, float *history,
         convolve(own, window, s->taps, width, m->shifted + (size_t)t * width);
     }
     memcpy(history, m->normal + (size_t)count * width, (size_t)before * width * sizeof *history);
-    project(m, &own->in, m->shifted, count, m->projected);
+    project(m, &own->in, m->shifted, count, m->inner);
     for (uint32_t t = 0; t < count; t++) {
-        const float *value = m->projected + (size_t)t * 3 * n, *radius = value + n;
+        const float *value = m->inner + (size_t)t * 3 * n, *radius = value + n;
         float *read = m->read + (size_t)t * n;
         split_beams(channels, value, radius, own->radius, n, read);
         normalise(read, read, n);
@@ -1297,9 +1295,9 @@ static void feed_forward(tsm_model *m, const layer *own, uint32_t count) {
     uint32_t width = m->spec.width;
     for (uint32_t t = 0; t < count; t++)
         normalise(m->x + (size_t)t * width, m->shifted + (size_t)t * width, width);
-    project(m, &own->up, m->shifted, count, m->hidden);
-    square_positive(m->hidden, (size_t)count * m->spec.mlp_width);
-    project(m, &own->down, m->hidden, count, m->shifted);
+    project(m, &own->up, m->shifted, count, m->inner);
+    square_positive(m->inner, (size_t)count * m->spec.mlp_width);
+    project(m, &own->down, m->inner, count, m->shifted);
     add(m->x, m->shifted, (size_t)count * width);
 }
 

@@ -1,7 +1,7 @@
 /* Node, Bun and Deno, with a worker and without: checks.js in each. And what is of Node alone. */
 
 import assert from "node:assert/strict";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -132,4 +132,13 @@ test("memory does not grow with the text", async () => {
   const { memoryBytes } = tsm;
   await session.generate({ bytes: Number(process.env.TSM_BYTES ?? 5000) });
   assert.equal(tsm.memoryBytes, memoryBytes);
+});
+
+test("a text that is completed as one types and may be rewound takes at most 16 MB", async () => {
+  const tsm = await TSM.load(model);
+  const session = await tsm.session({ rewind: 4096 });
+  await session.generate({ bytes: 500 });
+  const text = readFileSync(join(root, "README.md"), "utf8");
+  for (let i = 1500; i < 2000; i++) await session.complete(text.slice(0, i), { to: "line", count: 3 });
+  assert.ok(tsm.memoryBytes <= 16e6, `${tsm.memoryBytes} bytes`);
 });
