@@ -149,12 +149,14 @@ wheel:
 	  PATH="$(CURDIR)/$(WHEEL)/venv/bin:$$PATH" auditwheel repair -w dist $(WHEEL)/*.whl; \
 	else cp $(WHEEL)/*.whl dist; fi
 
-# Ten million executions of each loader, or as many as FUZZ_RUNS says. Wants clang and its libFuzzer
+# Ten million executions of each loader, or as many as FUZZ_RUNS says; a thousandth of completions, each of
+# dozens of edits. Wants clang and its libFuzzer
 # (Debian: clang, libclang-rt-14-dev). Inputs worth keeping stay in build/fuzz, as does a finding.
 FUZZ_RUNS ?= 10000000
 FUZZ = build/fuzz
 fuzz: native
-	for what in native interface; do \
+	for what in native interface completion; do runs=$(FUZZ_RUNS); \
+	  if [ $$what = completion ]; then runs=$$((runs / 1000)); fi; \
 	  source=tests/fuzz/fuzz_$$what.c; \
 	  if [ $$what = native ]; then source="$$source runtime/native/tsm.c"; fi; \
 	  mkdir -p $(FUZZ)/$$what-corpus && \
@@ -163,7 +165,7 @@ fuzz: native
 	    -fsanitize-coverage-ignorelist=tests/fuzz/uncounted.txt \
 	    -fno-sanitize-recover=all -fsanitize=fuzzer,address,undefined -o $(FUZZ)/$$what \
 	    $$source -lm -pthread && \
-	  $(FUZZ)/$$what $(FUZZ)/$$what-corpus $(FUZZ)/$$what-seeds -max_len=8192 -runs=$(FUZZ_RUNS) \
+	  $(FUZZ)/$$what $(FUZZ)/$$what-corpus $(FUZZ)/$$what-seeds -max_len=8192 -runs=$$runs \
 	    -artifact_prefix=$(FUZZ)/ || exit 1; done
 	$(PYTHON) -m venv $(FUZZ)/venv
 	$(FUZZ)/venv/bin/pip install -q atheris==3.0.0

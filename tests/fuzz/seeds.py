@@ -1,7 +1,7 @@
 """Writes seeds: for fuzz_native.c small models that the C engine loads and runs, for
-fuzz_interface.c artifacts of such with a state.
+fuzz_interface.c artifacts of such with a state, for fuzz_completion.c edits of a text.
 
-python tests/fuzz/seeds.py native|interface FOLDER
+python tests/fuzz/seeds.py native|interface|completion FOLDER
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPECS = [  # vocabulary, width, layers, channels, mlp_width, taps, bits
 def main() -> int:
     kind, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    {"native": native, "interface": interface}[kind](folder)
+    {"native": native, "interface": interface, "completion": completion}[kind](folder)
     return 0
 
 
@@ -47,6 +47,11 @@ def interface(folder: Path) -> None:
             said = data[METADATA_AT:]
             start = bytes([1, 3, 77]) + struct.pack("<H", len(said))
             (folder / f"{bits}-{position}").write_bytes(start + said + state.pack(header, parts))
+
+
+def completion(folder: Path) -> None:
+    for seed in range(20):
+        (folder / str(seed)).write_bytes(random.Random(seed).randbytes(96))
 
 
 def native(folder: Path) -> None:
