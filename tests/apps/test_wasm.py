@@ -20,6 +20,7 @@ PLAIN, RELAXED = ROOT / "apps/web/tsm.wasm", ROOT / "apps/web/tsm-relaxed.wasm"
 VECTORS = ROOT / "tests/apps/vectors.mjs"
 # Its V8 makes VNNI's instruction of the relaxed dot product, which that of Node 20 and 22 does not.
 DENO = ROOT / "apps/node_modules/@deno/linux-x64-glibc/deno"
+NODE_ARM64 = ROOT / "build/node-arm64/package/bin/node"
 # By module and instructions: plain C, SIMD128, relaxed SIMD.
 KINDS = [(PLAIN, 0), (PLAIN, 1), (RELAXED, 1), (RELAXED, 2)]
 MOST_BYTES, MOST_BROTLI_BYTES = 64 * 1024, 24 * 1024
@@ -99,6 +100,15 @@ def test_same_bytes_as_native_for_other_models(tmp_path: Path, shape: tuple[int,
 def test_same_bytes_as_native_for_long_texts(tmp_path: Path, module: Path, simd: int) -> None:
     wanted = output(reference(tmp_path), TFLITE, 3, input=long_lines())
     assert node(VECTORS, module, TFLITE, simd, input=long_lines()) == wanted
+
+
+def test_same_bytes_on_arm64_in_an_emulator(tmp_path: Path) -> None:
+    """The relaxed dot product is another instruction there, which takes signed bytes."""
+    emulated = ["qemu-aarch64-static", "-cpu", "max", "-L", ROOT / ".arm/arm64", NODE_ARM64]
+    lines = b"\n".join(long_lines().splitlines()[:13])  # prompts
+    wanted = output(reference(tmp_path), TFLITE, 3, input=lines)
+    assert output(*emulated, VECTORS, RELAXED, TFLITE, 2, input=lines) == wanted
+    assert_vectors(output(*emulated, VECTORS, RELAXED, TFLITE, 2, input=vector_lines()))
 
 
 def test_open_says_what_is_wrong(tmp_path: Path) -> None:
