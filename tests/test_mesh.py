@@ -26,6 +26,7 @@ from tsm.training import mesh
 from tsm.training.config import RunError, TrainConfig
 from tsm.training.kernels import jax_scan
 from tsm.training.mixers import primitives
+from tsm.training.run import CHECKPOINT_OF_MESH, checkpoint_in, read_checkpoint
 from tsm.training.spec import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -235,6 +236,12 @@ def killed_and_gone_on(corpus: Path, tmp_path: Path, counts: tuple[int, int], ki
     wanted = numbers(tmp_path / "one")
     assert len(wanted) == STEPS + 3
     assert numbers(tmp_path / "several") == pytest.approx(wanted, rel=TOLERANCE)
+
+
+def test_killed_within_the_first_save_a_run_starts_anew(tmp_path):
+    checkpoints = checkpoint_in(tmp_path, on_mesh=True)
+    checkpoints.close()
+    assert (tmp_path / CHECKPOINT_OF_MESH).is_dir() and read_checkpoint(tmp_path) is None
 
 
 def test_of_two_processes_one_dies_and_the_other_goes_on(tmp_path, corpus):

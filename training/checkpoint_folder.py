@@ -31,6 +31,10 @@ class CheckpointFolder:
             path.absolute(), options=options, item_handlers=kinds
         )
 
+    def written(self) -> bool:
+        """Whether a checkpoint is there that is whole."""
+        return self.manager.latest_step() is not None
+
     def write(self, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
         """arrays: as a mesh has them, not to be given up meanwhile, or NumPy's."""
         items = orbax.args.Composite(
@@ -41,8 +45,6 @@ class CheckpointFolder:
     def read(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Of the last one: every array whole, in NumPy, and its metadata. Raises RunError."""
         step = self.manager.latest_step()
-        if step is None:
-            raise RunError(f"{self.path}: no whole checkpoint in it, wanted one, or no folder")
         found = self._checked(self.manager.item_metadata, step)
         wanted = {n: np.empty(of.shape, of.dtype) for n, of in found.arrays.items()}
         items = orbax.args.Composite(

@@ -226,6 +226,9 @@ class CheckpointFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def written(self) -> bool:
+        return self.path.exists()
+
     def write(self, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
         write_arrays(self.path, arrays, metadata)
 
@@ -258,6 +261,8 @@ def seconds_taken(out: Path) -> float:
     if path.name == CHECKPOINT:
         return float(read_metadata(path)["seconds"])
     steps = {int(file.parts[-3]): file for file in path.glob("[0-9]*/metadata/metadata")}
+    if not steps:
+        raise RunError(f"{path}: no whole checkpoint in it yet, wanted one")
     return float(json.loads(steps[max(steps)].read_bytes())["seconds"])
 
 
@@ -265,10 +270,10 @@ def read_checkpoint(out: Path) -> Checkpoint | None:
     """Of the run in that folder. Raises RunError for a file that is no checkpoint."""
     checkpoints = checkpoint_in(out)
     path = checkpoints.path
-    if not path.exists():
-        return None
-    arrays, metadata = checkpoints.read()
+    arrays, metadata = checkpoints.read() if checkpoints.written() else (None, {})
     checkpoints.close()
+    if arrays is None:
+        return None
     try:
         spec, record = ModelSpec.from_json(metadata["spec"]), json.loads(metadata["record"])
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}

@@ -335,7 +335,7 @@ def _train(
     except Diverged as error:
         view.stop()
         kept = [f"the model of step {best['step']}"] if best else []
-        kept += [f"the checkpoint of step {saved}"] if checkpoints.path.exists() else []
+        kept += [f"the checkpoint of step {saved}"] if checkpoints.written() else []
         stay = f"; {' and '.join(kept)} stay in {out}" if kept else ""
         say(f"step {run.step}: {error}: stopped{stay}. A lower learning rate may help.")
         raise SystemExit(1) from None
