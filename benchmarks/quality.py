@@ -72,10 +72,16 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "steps of 2,048 bytes": {"tokens": 2048},
     "AdamW alone": {"muon": False},
     "Muon in bf16": {"muon_bf16": True},
+    "short convolution from random": {"short_std": 0.3},
+    "no dropout, short convolution from random": {"dropout": 0.0, "short_std": 0.3},
+    "no dropout, short convolution from random, 0.6": {"dropout": 0.0, "short_std": 0.6},
+    "weight decay beside the rate": {"decay_beside": True},
 }
 # Whether the order of the nearest systems is dropout's doing; their best rates are the TSM's.
 NO_DROPOUT = {f"{name}, no dropout": SYSTEMS[name] for name in ("minGRU", "attention")}
 TRAININGS |= dict.fromkeys(NO_DROPOUT, {"dropout": 0.0})
+NO_DROPOUT["minGRU, no dropout, short convolution from random"] = SYSTEMS["minGRU"]
+TRAININGS["minGRU, no dropout, short convolution from random"] = {"dropout": 0.0, "short_std": 0.3}
 SPECS = {**SYSTEMS, **ABLATIONS, **MATRIX_ABLATIONS, **NO_DROPOUT}
 EVERY = list(dict.fromkeys([*SPECS, *TRAININGS]))
 # An optimizer and a number of steps have best rates of their own, as a system has.
@@ -147,6 +153,8 @@ class Training:
     by_sequence: bool = False  # one dropout mask for all tokens of a window
     carried: bool = False  # a window goes on where its row's last one ended, with its state
     muon: bool = True  # else AdamW trains the matrices too
+    short_std: float = 0.0  # with which the taps of the short convolution start
+    decay_beside: bool = False  # weight decay does not fall with the rate
     muon_bf16: bool = False  # its products; in fp32 as they were when most lines were measured
 
 
@@ -208,7 +216,12 @@ def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict
     warmup, average_decay = WARMUP * TOKENS // how.tokens, AVERAGE_DECAY ** (how.tokens / TOKENS)
     schedule = WarmupStableDecay(steps, warmup, DECAY, average_decay, seed)
     engine.carried_state = None
-    weights = engine.load(model.initialise(spec, seed))
+    initial = model.initialise(spec, seed)
+    taps = np.random.default_rng(seed)
+    for name in initial:
+        if name.endswith(".short"):
+            initial[name] = how.short_std * taps.standard_normal(initial[name].shape, np.float32)
+    weights = engine.load(initial)
     average, state = engine.load(engine.save(weights)), engine.optimizer_state(weights)
     seconds = []
     for step in range(steps):
@@ -217,7 +230,7 @@ def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict
             "step": step,
             "muon_learning_rate": rate * fraction,
             "adam_learning_rate": rate * ADAM_FRACTION * fraction,
-            "weight_decay": how.weight_decay,
+            "weight_decay": how.weight_decay / (fraction if how.decay_beside else 1),
             "clip": 1.0,
         }
         started = time.process_time()

@@ -23,6 +23,10 @@ FREE_TO_CHANGE = (  # when a run goes on
 # Texts of fewer bytes than the first number have the preset and the batch beside it.
 SMALL_TEXTS = ((200_000, "tiny", 4), (500_000, "small", 8), (1_000_000, "medium", 8))
 SETTINGS = ("shakespeare", 16)  # of larger ones
+# A text that is read once or twice: its markup reaches further than 256 bytes, and no part of it
+# is seen often enough to be learned by heart.
+LARGE_TEXT = {"window": 1024, "weight_decay": 0.1}
+PRESET_SETTINGS = dict.fromkeys(("enwik8", "attention", "mingru"), LARGE_TEXT)
 EPOCHS, FINE_TUNING_EPOCHS = 11, 3
 FINE_TUNING_RATES = {"muon_learning_rate": 0.01, "adam_learning_rate": 0.0015}
 FEWEST_STEPS = 100
@@ -34,6 +38,8 @@ DEFAULTS_SHOWN = {
     "muon_learning_rate": "0.02, 0.01 with --start",
     "adam_learning_rate": "0.003, 0.0015 with --start",
     "batch": "4 to 16, by the size of the text",
+    "window": "256, 1024 with --preset enwik8",
+    "weight_decay": "0.4, 0.1 with --preset enwik8",
     "warmup_steps": "50, or an eighth of the steps",
     "eval_every": "a twentieth of the steps, at most 100",
     **dict.fromkeys(("width", "layers", "channels"), "the preset's"),
@@ -121,6 +127,7 @@ def for_text(size: int, given: dict[str, Any]) -> TrainConfig:
     """The settings `given`; those that are not suit a text of `size` bytes."""
     preset, batch = next((row[1:] for row in SMALL_TEXTS if size < row[0]), SETTINGS)
     chosen = {"preset": "" if given.get("start") else preset, "batch": batch, **given}
+    chosen = {**PRESET_SETTINGS.get(chosen["preset"], {}), **chosen}
     if given.get("start"):
         chosen = {**FINE_TUNING_RATES, **chosen}
     config = TrainConfig(**chosen)

@@ -166,6 +166,10 @@ PRESETS = {
         value_width=86,
         switches={"rotation": False},
     ),
+    "enwik8": _beam(384, 6, 688),  # the reference; config.py has other settings for it
+    # Of equal size, to compare with.
+    "attention": ModelSpec(mixer="attention", heads=8, key_width=86, value_width=86, context=1024),
+    "mingru": ModelSpec(mixer="mingru", heads=8, key_width=86, value_width=86),
     # GPT-2 Small's own shape, 124M parameters, for what it costs; its tokens are not bytes.
     "gpt2-small": ModelSpec(
         mixer=GPT2, vocabulary=50_257, width=768, layers=12, heads=12, context=1024
