@@ -48,6 +48,8 @@ ABLATIONS = {
     "no short convolution": BASE.replace(short=False),
     "one local attention layer": BASE.replace(mixer="beam,beam,attention,beam", context=64),
     "one matrix layer": BASE.replace(mixer="beam,beam,topological,beam", key_width=28),
+    "one addressed layer": BASE.replace(mixer="beam,beam,addressed,beam", key_width=28),
+    "two addressed layers": BASE.replace(mixer="beam,addressed,beam,addressed", key_width=28),
 }
 # And its form with a matrix per head.
 MATRIX_ABLATIONS = {
@@ -219,7 +221,7 @@ def _train(engine: Any, system: str, rate: float, seed: int, steps: int) -> dict
     initial = model.initialise(spec, seed)
     taps = np.random.default_rng(seed)
     for name in initial:
-        if name.endswith(".short"):
+        if name.endswith(".short") and initial[name].shape[-1] == spec.width:  # not of `addressed`
             initial[name] = how.short_std * taps.standard_normal(initial[name].shape, np.float32)
     weights = engine.load(initial)
     average, state = engine.load(engine.save(weights)), engine.optimizer_state(weights)

@@ -40,7 +40,7 @@ def weights_of(spec: ModelSpec) -> dict[str, Weight]:
     inner, read = spec.heads * spec.value_width, spec.heads * read_width(spec)
     channel = (("inner",),)
     table = {
-        "short": Weight((spec.compression, spec.width), ("tap", "width")),
+        "short": Weight((spec.compression, spec.width), ("tap", "width"), Init(std=0.3)),
         # Channels start as memories of 1 to 50 tokens.
         "radius": Weight((inner,), *channel, Init(low=radius_logit(1), high=radius_logit(50))),
         "in": input_projection(spec, 2 * inner + read),  # value, radius, gate
