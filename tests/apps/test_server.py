@@ -704,6 +704,7 @@ def strict():
     path = folder / f"tsm-test-keys-{os.getpid()}"
     path.write_text("first-key\nsecond-key\n")
     options = ("--header-seconds", 1, "--body-seconds", 1, "--read-seconds", 1)
+    options += ("--output-bytes", 1 << 17)  # more than a socket holds
     options += (
         "--connections",
         20,
@@ -880,6 +881,10 @@ def test_no_body_gets_through_that_is_none(server, alive, body):
     refused(httpx.post(url, content=body, headers=JSON), 400)
 
 
+def schema_of(schema: dict) -> dict:
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -901,6 +906,14 @@ def test_no_body_gets_through_that_is_none(server, alive, body):
         ({"prompt": "A", "grammar": "a", "response_format": {"type": "json_object"}}, "grammar"),
         ({"prompt": "A", "response_format": {"type": "json_schema"}}, "response_format"),
         ({"prompt": "A", "temprature": 1}, "temprature"),
+        # Small requests whose answers would take gigabytes.
+        ({"prompt": ["A"] * 17, "max_tokens": 0, "return_state": True}, "return_state"),
+        ({"prompt": "A", "max_tokens": 32_000, "logprobs": 20}, "logprobs"),
+        (
+            {"prompt": "A", "response_format": schema_of({"enum": ["A" * 70_000]})},
+            "response_format",
+        ),
+        ({"prompt": "A", "response_format": schema_of({"multipleOf": 99_999_989})}, "grammar"),
     ],
 )
 def test_what_cannot_be_done_is_said(server, alive, fields, param):
