@@ -116,6 +116,16 @@ test("each goes on from the other's state, to the byte", () => {
   assert.deepEqual(read("ours"), read("theirs"));
 });
 
+test("a state goes into a pipe, through a link, and with the mode that it had", () => {
+  const keep = `node ${cli} --bytes 5 --seed 1 </dev/null --save-state`;
+  const bytes = `${keep} first >text; mkfifo pipe; cat pipe >piped & ${keep} pipe >text; wait; cmp first piped`;
+  const linked = `touch kept; chmod 600 kept; ln -s kept link; ${keep} link >text; cmp first kept`;
+  const there = "ls -l | grep -E 'pipe$|kept$' | cut -c 1-10";
+  const refused = `mkdir d; ! ${keep} d >text 2>&1; ls *.partial 2>&1 | wc -l`;
+  const shown = shell(`${bytes}; ${linked}; ${there}; ${refused}`, folder);
+  assert.equal(shown, "-rw-------\nlrwxrwxrwx\nprw-r--r--\n1\n"); // that there is none
+});
+
 for (const [line, ...args] of [
   ["argument --top-p: wanted a number above 0, at most 1", "--top-p", "3"],
   ["Unknown option '--top-x'", "--top-x", "3"],
