@@ -12,8 +12,10 @@ from tsm.runtime.files import written
 
 
 def data_folder() -> Path:
-    """Where sessions and a learned model lie."""
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    """Where sessions and a learned model lie. Raises CommandError."""
+    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    if base.startswith("~"):
+        raise CommandError("there is no home folder, wanted XDG_DATA_HOME set to one")
     return Path(base) / "tsm-write"
 
 
