@@ -382,7 +382,7 @@ def test_the_loop_answers_each_line(model):
         (["--max-bytes", "x"], "found 'x'"),
         (["--to", "page"], "invalid choice: 'page'"),
         (["--prompt", "x", "--loop"], "not allowed with"),
-        (["--model", "/no/such/model"], "/no/such/model: no such file"),
+        (["/no/such/model"], "/no/such/model: no such file"),
         (["--loop"], "standard input: found 'plain text"),
     ],
 )

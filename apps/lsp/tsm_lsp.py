@@ -1,6 +1,6 @@
 """A language server that completes what is typed in an editor, with a TSM model of one's own text.
 
-    tsm-lsp --model runs/mine/model-int8.tflite
+    tsm-lsp runs/mine/model-int8.tflite
 
 An editor starts it, and speaks with it over standard input and output. It answers
 textDocument/inlineCompletion (ghost text to the end of the line, as far as the model is sure) and

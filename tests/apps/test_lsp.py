@@ -178,7 +178,7 @@ def test_a_threshold_that_nothing_reaches_shows_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "/no/such/model"], "no such file"),
+        (["/no/such/model"], "no such file"),
         (["--threshold", "2"], "wanted a number above 0, up to 1"),
     ],
 )
