@@ -472,7 +472,7 @@ def _lines() -> Iterator[str]:
         for line in iter(file.readline, b""):
             try:
                 text = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 text = None
             if not isinstance(text, str):
                 start = line[:40].decode("utf-8", "replace")
