@@ -7,6 +7,7 @@ benchmarks/server.py has the same with larger numbers.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -27,6 +28,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import uvicorn
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "apps/server"
@@ -36,6 +38,9 @@ sys.path.insert(0, str(APP))
 import serve  # noqa: F401 (finds the runtime of this clone)
 import server as bench
 from server import MODEL, Served, connect, get
+from tsm_server.protocol import READ_BYTES, limited
+from tsm_server.settings import Settings
+from uvicorn.server import ServerState
 
 from tsm.runtime import Grammar, Sampling, load
 from tsm.runtime.sampling import log_probabilities
@@ -987,6 +992,30 @@ def test_a_client_that_does_not_read_is_closed(strict):
             assert time.monotonic() < until
             time.sleep(0.1)
     assert get(strict.port, "/health")
+
+
+def test_no_client_holds_up_the_others_by_what_it_sends():
+    """A body in chunks of a byte costs 20 us each; of what comes at once, no more is taken than
+    others can wait for."""
+    taken = []
+
+    class Noted(limited(Settings())):
+        def data_received(self, data: bytes) -> None:
+            taken.append(len(data))
+
+    async def send(total: int) -> None:
+        config, state = uvicorn.Config(lambda: None), ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Noted(config, state, {}), "127.0.0.1", 0)
+        async with server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"1\r\n \r\n" * (total // 6))
+            while sum(taken) < total // 6 * 6:
+                await asyncio.sleep(0.01)
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(send(1 << 20), 60))
+    assert max(taken) <= READ_BYTES
 
 
 def test_too_many_connections_are_closed(strict):
