@@ -162,6 +162,20 @@ def test_bad_input_is_one_line(home):
         assert wanted in done.stderr
 
 
+def test_what_another_program_writes_meanwhile_is_kept(home):
+    path, other = home / "a.txt", home / "a.txt~"
+    path.write_text("begun")
+    ours = session.Session(path)
+    ours.save("begun, and", 10)
+    assert not other.exists()
+    path.write_text("begun, but")
+    ours.save("begun, and gone on", 18)
+    assert (path.read_text(), other.read_text()) == ("begun, and gone on", "begun, but")
+    other.unlink()
+    ours.save("begun, and gone on with", 23)
+    assert not other.exists()
+
+
 def test_without_a_home_it_says_what_to_set(home, monkeypatch):
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.delenv("HOME", raising=False)
