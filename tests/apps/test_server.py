@@ -581,6 +581,15 @@ def test_a_cache_in_redis_is_shared_and_may_fail(tmp_path, model):
         redis.wait()
 
 
+def test_a_redis_that_does_not_answer_is_gone_without(model):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        with Served("--redis", url) as server:
+            text = text_of(server, prompt="A" * 600, seed=1, max_tokens=9)
+            assert text == generated(model, "A" * 600, 9, seed=1)
+            assert "WARNING Redis: slow; without it for" in server.logged()
+
+
 def _redis(raw: socket.socket, command: str) -> bytes:
     raw.sendall(command.encode() + b"\r\n")
     return raw.recv(65_536)
