@@ -716,7 +716,7 @@ def strict():
     """Short times, few connections, a key."""
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     path = folder / f"tsm-test-keys-{os.getpid()}"
-    path.write_text("first-key\nsecond-key\n")
+    path.write_text("first-key\nsecond-key\nschlüssel\n")
     options = ("--header-seconds", 1, "--body-seconds", 1, "--read-seconds", 1)
     options += ("--output-bytes", 1 << 17)  # more than a socket holds
     options += (
@@ -782,6 +782,11 @@ def test_without_the_key_nothing(strict, value):
         response = httpx.get(f"http://127.0.0.1:{strict.port}{path}", headers=headers)
         refused(response, 401)
     assert httpx.get(f"http://127.0.0.1:{strict.port}/health", headers=headers).status_code == 200
+
+
+def test_a_key_beyond_ascii_is_its_bytes(strict):
+    headers = {"Authorization": "Bearer schlüssel".encode()}
+    assert httpx.get(f"http://127.0.0.1:{strict.port}/v1/models", headers=headers).is_success
 
 
 def test_keys_are_apart_and_never_logged(strict):
