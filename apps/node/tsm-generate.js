@@ -186,6 +186,7 @@ function isGiven() {
 }
 
 async function readInput() {
+  before.signal.addEventListener("abort", () => process.stdin.destroy()); // or it waits for the end of it
   const pieces = [];
   for await (const piece of process.stdin) pieces.push(piece);
   return Buffer.concat(pieces);

@@ -168,6 +168,14 @@ test("Ctrl-C is 130 and leaves a state that goes on", async () => {
   assert.equal(text + rest, whole.toString());
 });
 
+test("Ctrl-C ends it also while it waits for a prompt", async () => {
+  const child = spawn(process.execPath, [cli, "--prompt-file", "-"], { cwd: folder });
+  await new Promise((resolve) => child.stdin.write(Buffer.alloc(1 << 20), resolve)); // more than the system holds
+  child.kill("SIGINT");
+  const code = await new Promise((resolve) => child.once("close", resolve));
+  assert.equal(code, 130); // its standard input is open still
+});
+
 test("a reader who has had enough is no mistake", () => {
   const out = shell(
     `node ${cli} --bytes 1000000 --seed 1 </dev/null | head -c 20; echo " \${PIPESTATUS[0]}"`,
