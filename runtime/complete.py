@@ -475,7 +475,7 @@ def _lines() -> Iterator[str]:
         for line in iter(file.readline, b""):
             try:
                 text = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 text = None
             if not isinstance(text, str):
                 start = line[:40].decode("utf-8", "replace")
@@ -484,9 +484,9 @@ def _lines() -> Iterator[str]:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Those of every command that completes: --model, --engine, --threshold."""
+    """Those of every command that completes: the model, --engine, --threshold."""
     add = parser.add_argument
-    add("--model", default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
+    add("model", nargs="?", default=SHIPPED_MODEL, help="a .tflite or .onnx artifact")
     add("--engine", choices=ENGINES, default="", help="what computes (default: the best installed)")
     add(
         "--threshold",

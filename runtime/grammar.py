@@ -20,6 +20,7 @@ from .sampling import GrammarError
 
 KINDS = ("regex", "json_schema")
 COMPILING = 200_000  # steps of the lexer: of a million, `(a{1000}){1000}` took 4 s and 170 MB
+MOST_STATES = 50_000  # of the lexer, as a text goes on: some 30 MB
 _NEVER = float("-inf")
 
 
@@ -131,7 +132,9 @@ def _matcher(kind: str, source: str) -> Any:
     else:  # without white space, which a small model might never leave
         compact: Any = {"whitespace_flexible": False}
         compiled = LLMatcher.grammar_from_json_schema(source, overrides=compact)
-    limits = LLParserLimits(initial_lexer_fuel=COMPILING, verbose_errors=False)
+    limits = LLParserLimits(
+        initial_lexer_fuel=COMPILING, max_lexer_states=MOST_STATES, verbose_errors=False
+    )
     # Its vocabulary is the 256 bytes, and tokens of its own above them.
     matcher = LLMatcher(LLTokenizer("byte"), compiled, log_level=0, limits=limits)
     if matcher.is_error():

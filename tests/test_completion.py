@@ -381,10 +381,11 @@ def test_the_loop_answers_each_line(model):
         (["--max-bytes", "x"], "found 'x'"),
         (["--to", "page"], "invalid choice: 'page'"),
         (["--prompt", "x", "--loop"], "not allowed with"),
-        (["--model", "/no/such/model"], "/no/such/model: no such file"),
+        (["/no/such/model"], "/no/such/model: no such file"),
         (["--loop"], "standard input: found 'plain text"),
     ],
 )
 def test_a_mistake_is_one_clear_line(arguments, says):
     line = refused(run("complete", *arguments, input=b"plain text\n"))
     assert says in line and line.startswith("tsm-complete: ")
+    assert "found '[[[[" in refused(run("complete", "--loop", input=b"[" * 100_000 + b"\n"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from random import Random
 
 import pytest
 
@@ -139,6 +140,39 @@ def test_a_grammar_that_cannot_be_used_is_one_clear_line(grammar, says):
     with pytest.raises(GrammarError) as refused:
         parse(grammar)
     assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        (
+            {"type": "integer", "multipleOf": 99999989},
+            "99999989, its point left out, wanted",
+        ),
+        ({"multipleOf": 9999.9}, "multipleOf 99999"),
+        ({"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 97}]}, "multipleOf"),
+        ({"anyOf": [{"type": "array"}] + [{"$ref": "#"}] * 999}, "too many schemas"),
+    ],
+)
+def test_a_small_schema_that_would_take_much_memory_or_time_is_refused(schema, says):
+    with pytest.raises(GrammarError, match=says):
+        parse(json.dumps(schema))
+
+
+def test_divisors_and_schemas_of_the_usual_size_are_held():
+    for divisor, number in ((0.01, b"1.25"), (300, b"900"), (8191, b"16382")):
+        grammar = parse(json.dumps({"type": "number", "multipleOf": divisor}))
+        assert all(map(grammar.consume, number)) and grammar.accepting
+    parse(json.dumps({"allOf": [{}] * 4000}))
+
+
+def test_a_small_expression_whose_text_would_take_ever_more_memory_ends_in_an_error():
+    """Of each text a state of its own: 8,000 bytes took 316 MB."""
+    parts = (f"[a-z]*{chr(97 + i)}[a-z]{{{i + 3}}}" for i in range(26))
+    grammar, random = parse(f"({'|'.join(parts)})*"), Random(1)
+    with pytest.raises(GrammarError, match="too many states"):
+        for _ in range(4000):
+            grammar.consume(random.randrange(97, 123))
 
 
 def test_without_its_library_it_says_what_to_install(monkeypatch):

@@ -27,6 +27,9 @@
 #include <unistd.h>
 #define READ_ONLY ".section .rodata\n"
 #endif
+#ifndef _WIN32
+#include <sys/stat.h>
+#endif
 
 /* The bytes of the artifact, at a multiple of 64 as its weights in it. */
 #define QUOTED(x) #x
@@ -181,16 +184,42 @@ static FILE *open_file(const char *name, const char *mode) {
 #endif
 }
 
+/* What takes the name `path` once it is whole, so that a full disk costs no state; `path` itself where that
+ * is a link, a device or a pipe, which must not be replaced. */
+static char *unfinished(const char *path) {
+    static const char end[] = ".partial";
+    char *name = malloc(strlen(path) + sizeof end);
+    if (!name) refuse(path, NULL, "no memory for its name");
+    strcpy(name, path);
+#ifndef _WIN32
+    struct stat found;
+    if (lstat(path, &found) ? errno == ENOENT : S_ISREG(found.st_mode)) strcat(name, end);
+#endif
+    return name;
+}
+
 static void save(const tsm_stream *text, const char *path) {
     if (!path) return;
     size_t bytes = tsm_save(text, NULL, 0);
     uint8_t *state = malloc(bytes);
     if (!state) refuse(path, NULL, "no memory for the state");
     tsm_save(text, state, bytes);
-    FILE *file = open_file(path, "wb");
+    char *name = unfinished(path);
+    int renamed = strcmp(name, path);
+    FILE *file = open_file(name, "wb");
     size_t written = file ? fwrite(state, 1, bytes, file) : 0;
+    int failed = !file || fclose(file) || written < bytes;
+#ifndef _WIN32
+    struct stat old;
+    if (!failed && renamed && !stat(path, &old)) failed = chmod(name, old.st_mode & 07777);
+#endif
+    if (failed || (renamed && rename(name, path))) {
+        int cause = errno;
+        if (file && renamed) remove(name);
+        refuse(path, NULL, strerror(cause));
+    }
+    free(name);
     free(state);
-    if (!file || fclose(file) || written < bytes) refuse(path, NULL, strerror(errno));
 }
 
 static tsm_stream *restore(tsm_model *model, const char *path) {

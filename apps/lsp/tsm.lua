@@ -1,6 +1,6 @@
 -- Ghost text from tsm-lsp in Neovim 0.7 and later: :luafile apps/lsp/tsm.lua, or in init.lua
 --
---     dofile('/path/to/tsm.lua')({ cmd = { 'tsm-lsp', '--model', '/path/to/model.tflite' } })
+--     dofile('/path/to/tsm.lua')({ cmd = { 'tsm-lsp', '/path/to/model.tflite' } })
 --
 -- In insert mode Tab takes a word of it, the right arrow all, and Esc leaves as ever. Neovim 0.12 has
 -- this built in: see neovim.md.

@@ -1,6 +1,6 @@
 """A language server that completes what is typed in an editor, with a TSM model of one's own text.
 
-    tsm-lsp --model runs/mine/model-int8.tflite
+    tsm-lsp runs/mine/model-int8.tflite
 
 An editor starts it, and speaks with it over standard input and output. It answers
 textDocument/inlineCompletion (ghost text to the end of the line, as far as the model is sure) and
@@ -51,14 +51,17 @@ def server_of(model: Model, threshold: float = THRESHOLD) -> LanguageServer:
     # By document, the one used last at the end.
     completers: OrderedDict[str, Completer] = OrderedDict()
 
-    def follow(params: Any) -> Completer:
-        """The completer of the document, which has read up to the cursor."""
+    def follow(params: Any) -> Completer | None:
+        """The completer of the document, which has read up to the cursor. None: it is not open, for
+        which pygls would look on the disk."""
         uri = params.text_document.uri
+        document = server.workspace.text_documents.get(uri)
+        if document is None:
+            return None
         completer = completers.pop(uri, None) or Completer(model)
         completers[uri] = completer
         if len(completers) > DOCUMENTS:
             completers.popitem(last=False)[1].close()
-        document = server.workspace.get_text_document(uri)
         completer.follow(document.source[: document.offset_at_position(params.position)])
         return completer
 
@@ -68,10 +71,15 @@ def server_of(model: Model, threshold: float = THRESHOLD) -> LanguageServer:
         end = document.offset_at_position(params.position)
         replaced = document.source[end - completion.replaced : end]
         units = document.position_codec.client_num_units(replaced)
-        start = types.Position(params.position.line, params.position.character - units)
+        column = max(params.position.character - units, 0)  # below 0: beyond the document's end
+        start = types.Position(params.position.line, column)
         return types.Range(start, params.position)
 
-    def complete(completer: Completer, to: str, count: int, least: float) -> list[Completion]:
+    def complete(
+        completer: Completer | None, to: str, count: int, least: float
+    ) -> list[Completion]:
+        if completer is None:
+            return []
         completer.threshold = least
         return completer.complete(to, count)
 
@@ -91,7 +99,7 @@ def server_of(model: Model, threshold: float = THRESHOLD) -> LanguageServer:
     )
     def menu(params: types.CompletionParams) -> types.CompletionList:
         completer = follow(params)
-        typed = completer.word
+        typed = completer.word if completer else ""
         words: dict[str, Completion] = {}  # a word, and its correction, may come to the same
         for one in complete(completer, "word", WORDS, MENU_THRESHOLD):
             whole = one.text if one.replaced else typed + one.text

@@ -2,7 +2,7 @@
 /* Text from a TSM model: `tsm-generate --help`. Names and results are those of runtime/generate.py. */
 
 import { fstatSync } from "node:fs";
-import { readFile, rename, writeFile } from "node:fs/promises";
+import { chmod, readFile, realpath, rename, rm, stat, writeFile } from "node:fs/promises";
 import { constants } from "node:os";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -95,9 +95,9 @@ async function main(argv) {
   const terminal = process.stdout.isTTY;
   const drawn = settings.seed === undefined && loaded === undefined;
   if (terminal && drawn && samples === 1 && !values.json) process.stderr.write(`seed ${first}\n`);
-  const keep = async () =>
-    values["save-state"] !== undefined && keepState(values["save-state"], await session.save());
-  await keep(); // now rather than never: a place that cannot be written costs no text
+  const place = values["save-state"];
+  const keep = async () => place !== undefined && keepState(place, await session.save());
+  if (place !== undefined && !(await isStream(place))) await keep(); // a place that cannot be written costs no text
   try {
     for (let i = 0; i < samples && !signalled; i++) {
       const text = samples > 1 ? await session.fork() : session;
@@ -186,6 +186,7 @@ function isGiven() {
 }
 
 async function readInput() {
+  before.signal.addEventListener("abort", () => process.stdin.destroy()); // or it waits for the end of it
   const pieces = [];
   for await (const piece of process.stdin) pieces.push(piece);
   return Buffer.concat(pieces);
@@ -219,13 +220,30 @@ function report({ seed, ...result }, prompt, milliseconds) {
   return JSON.stringify(all).replace(/}$/, `,"seed":${seed}}\n`); // a number of 64 bits is no number of JavaScript's
 }
 
-/** @param {string} path @param {Uint8Array} state */
+/** A device or a pipe, which takes bytes as they come and must not be replaced. @param {string} path */
+async function isStream(path) {
+  const found = await stat(path).catch(() => undefined);
+  return found !== undefined && !found.isFile() && !found.isDirectory();
+}
+
+/** The state whole, or the file as it was: no crash and no full disk leaves half of one.
+ * @param {string} path @param {Uint8Array} state */
 async function keepState(path, state) {
-  const unfinished = `${path}.${process.pid}.partial`; // no crash leaves half a state
-  await named(
-    path,
-    writeFile(unfinished, state).then(() => rename(unfinished, path)),
-  );
+  const kept = async () => {
+    if (await isStream(path)) return writeFile(path, state);
+    const goal = await realpath(path).catch(() => path); // of a link
+    const unfinished = `${goal}.${process.pid}.partial`;
+    try {
+      await writeFile(unfinished, state);
+      const old = await stat(goal).catch(() => undefined);
+      if (old) await chmod(unfinished, old.mode);
+      await rename(unfinished, goal);
+    } catch (error) {
+      await rm(unfinished, { force: true });
+      throw error;
+    }
+  };
+  await named(path, kept());
 }
 
 /** @template T @param {string} name @param {Promise<T>} work whose errors are those of a file */

@@ -161,9 +161,10 @@ class Session {
    * @param {Way} way @returns {Promise<Omit<Found, "promptBytes">>} */
   draw({ bytes = 500, stop = [], settings = {} }, way) {
     return this.#inTurn(way.signal, async () => {
-      const stops = typeof stop === "string" ? [stop] : [...stop];
+      const stops = [stop].flat();
       if (bytes !== Infinity) checkWhole("bytes", bytes, Number.MAX_SAFE_INTEGER);
-      if (stops.some((text) => text.includes("\0"))) throw found("stop", "U+0000", "text without it");
+      if (stops.some((text) => typeof text !== "string" || text.includes("\0")))
+        throw found("stop", stop, "text without U+0000");
       if (Object.keys(settings).length) await this.#call("set", checked(settings));
       const started = performance.now();
       const { draws } = await this.#call("generate", bytes, stops);
@@ -262,8 +263,8 @@ class Generation {
   #pieces = [];
   /** @type {Way} */
   #way;
-  /** @type {() => void} */
-  #tell = () => {};
+  /** @type {((value?: undefined) => void)[]} loops that wait for a piece or the end */
+  #waiting = [];
 
   /** @param {AbortSignal | undefined} signal
    * @param {(way: Way) => Promise<Found>} run */
@@ -297,12 +298,16 @@ class Generation {
         this.#signal?.throwIfAborted();
         if (next < this.#pieces.length) yield this.#pieces[next++];
         else if (this.#ended) break;
-        else await new Promise((resolve) => (this.#tell = () => resolve(undefined)));
+        else await new Promise((resolve) => this.#waiting.push(resolve));
       }
       await this.#result;
     } finally {
       this.cancel();
     }
+  }
+
+  #tell() {
+    for (const resolve of this.#waiting.splice(0)) resolve();
   }
 
   cancel() {
@@ -394,7 +399,7 @@ function checkWhole(name, value, most) {
 function found(name, value, wanted) {
   return new TSMError(
     "argument",
-    `${name}: found ${typeof value === "bigint" ? value : JSON.stringify(value)}, wanted ${wanted}`,
+    `${name}: found ${typeof value === "string" ? JSON.stringify(value) : String(value)}, wanted ${wanted}`,
   );
 }
 

@@ -249,6 +249,23 @@ def test_a_full_disk_is_one_line(tsm):
     assert (done.returncode, done.stderr) == (2, b"tsm: standard output: No space left on device\n")
 
 
+def test_a_full_disk_costs_no_state(tsm, tmp_path):
+    state = tmp_path / "state"
+    output(tsm, "--seed", 1, "--bytes", 5, "--save-state", state, "x")
+    state.chmod(0o600)
+    kept = state.read_bytes()
+    command = f"ulimit -f 8; trap '' XFSZ; {tsm} --load-state {state} --save-state {state} x"
+    line = refused(run("bash", "-c", command))
+    assert f"{state}: File too large" in line
+    assert state.read_bytes() == kept and [*tmp_path.iterdir()] == [state]
+    link = tmp_path / "link"
+    link.symlink_to(state)
+    output(tsm, "--load-state", state, "--bytes", 5, "--save-state", link, "x")
+    output(tsm, "--load-state", link, "--bytes", 5, "--save-state", state, "x")
+    assert link.is_symlink() and state.read_bytes() != kept
+    assert state.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_terminal_is_not_steered(tsm):
     settings = ["--temperature", "100", "--bytes", "8000"]
     wanted = on_terminal("generate", "--prompt", "x", *settings, "--seed", 1).stdout

@@ -167,6 +167,18 @@ def test_far_down_in_a_long_file():
     edit(work)
 
 
+def test_of_a_document_that_is_not_open_there_is_nothing_nor_an_error():
+    async def work(editor: Editor) -> None:
+        assert await editor.ghost(0) == await editor.menu(0) == []
+        editor.open("I do beseech yuo")
+        beyond = types.CompletionParams(editor.id, types.Position(99, 0))
+        assert await editor.client.text_document_completion_async(beyond)
+        editor.close()
+        assert await editor.ghost(0) == []
+
+    edit(work)
+
+
 def test_a_threshold_that_nothing_reaches_shows_nothing():
     async def work(editor: Editor) -> None:
         editor.open(PLAY)
@@ -178,7 +190,7 @@ def test_a_threshold_that_nothing_reaches_shows_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "/no/such/model"], "no such file"),
+        (["/no/such/model"], "no such file"),
         (["--threshold", "2"], "wanted a number above 0, up to 1"),
     ],
 )

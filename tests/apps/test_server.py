@@ -7,6 +7,7 @@ benchmarks/server.py has the same with larger numbers.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -27,6 +28,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import uvicorn
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "apps/server"
@@ -36,6 +38,9 @@ sys.path.insert(0, str(APP))
 import serve  # noqa: F401 (finds the runtime of this clone)
 import server as bench
 from server import MODEL, Served, connect, get
+from tsm_server.protocol import READ_BYTES, limited
+from tsm_server.settings import Settings
+from uvicorn.server import ServerState
 
 from tsm.runtime import Grammar, Sampling, load
 from tsm.runtime.sampling import log_probabilities
@@ -576,6 +581,15 @@ def test_a_cache_in_redis_is_shared_and_may_fail(tmp_path, model):
         redis.wait()
 
 
+def test_a_redis_that_does_not_answer_is_gone_without(model):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        with Served("--redis", url) as server:
+            text = text_of(server, prompt="A" * 600, seed=1, max_tokens=9)
+            assert text == generated(model, "A" * 600, 9, seed=1)
+            assert "WARNING Redis: slow; without it for" in server.logged()
+
+
 def _redis(raw: socket.socket, command: str) -> bytes:
     raw.sendall(command.encode() + b"\r\n")
     return raw.recv(65_536)
@@ -702,8 +716,9 @@ def strict():
     """Short times, few connections, a key."""
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     path = folder / f"tsm-test-keys-{os.getpid()}"
-    path.write_text("first-key\nsecond-key\n")
+    path.write_text("first-key\nsecond-key\nschlüssel\n")
     options = ("--header-seconds", 1, "--body-seconds", 1, "--read-seconds", 1)
+    options += ("--output-bytes", 1 << 17)  # more than a socket holds
     options += (
         "--connections",
         20,
@@ -767,6 +782,11 @@ def test_without_the_key_nothing(strict, value):
         response = httpx.get(f"http://127.0.0.1:{strict.port}{path}", headers=headers)
         refused(response, 401)
     assert httpx.get(f"http://127.0.0.1:{strict.port}/health", headers=headers).status_code == 200
+
+
+def test_a_key_beyond_ascii_is_its_bytes(strict):
+    headers = {"Authorization": "Bearer schlüssel".encode()}
+    assert httpx.get(f"http://127.0.0.1:{strict.port}/v1/models", headers=headers).is_success
 
 
 def test_keys_are_apart_and_never_logged(strict):
@@ -880,6 +900,10 @@ def test_no_body_gets_through_that_is_none(server, alive, body):
     refused(httpx.post(url, content=body, headers=JSON), 400)
 
 
+def schema_of(schema: dict) -> dict:
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -901,6 +925,14 @@ def test_no_body_gets_through_that_is_none(server, alive, body):
         ({"prompt": "A", "grammar": "a", "response_format": {"type": "json_object"}}, "grammar"),
         ({"prompt": "A", "response_format": {"type": "json_schema"}}, "response_format"),
         ({"prompt": "A", "temprature": 1}, "temprature"),
+        # Small requests whose answers would take gigabytes.
+        ({"prompt": ["A"] * 17, "max_tokens": 0, "return_state": True}, "return_state"),
+        ({"prompt": "A", "max_tokens": 32_000, "logprobs": 20}, "logprobs"),
+        (
+            {"prompt": "A", "response_format": schema_of({"enum": ["A" * 70_000]})},
+            "response_format",
+        ),
+        ({"prompt": "A", "response_format": schema_of({"multipleOf": 99_999_989})}, "grammar"),
     ],
 )
 def test_what_cannot_be_done_is_said(server, alive, fields, param):
@@ -976,6 +1008,30 @@ def test_a_client_that_does_not_read_is_closed(strict):
     assert get(strict.port, "/health")
 
 
+def test_no_client_holds_up_the_others_by_what_it_sends():
+    """A body in chunks of a byte costs 20 us each; of what comes at once, no more is taken than
+    others can wait for."""
+    taken = []
+
+    class Noted(limited(Settings())):
+        def data_received(self, data: bytes) -> None:
+            taken.append(len(data))
+
+    async def send(total: int) -> None:
+        config, state = uvicorn.Config(lambda: None), ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Noted(config, state, {}), "127.0.0.1", 0)
+        async with server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"1\r\n \r\n" * (total // 6))
+            while sum(taken) < total // 6 * 6:
+                await asyncio.sleep(0.01)
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(send(1 << 20), 60))
+    assert max(taken) <= READ_BYTES
+
+
 def test_too_many_connections_are_closed(strict):
     sockets = [socket.create_connection(("127.0.0.1", strict.port)) for _ in range(40)]
     try:
@@ -1015,8 +1071,9 @@ def test_too_many_connections_are_closed(strict):
 )
 def test_what_is_no_http_is_400(server, alive, data):
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # closed before all is sent
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
         received = b""
         with contextlib.suppress(ConnectionResetError):
             while piece := connection.recv(65_536):

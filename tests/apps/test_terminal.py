@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -159,6 +160,38 @@ def test_bad_input_is_one_line(home):
         done = ran(*arguments)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert wanted in done.stderr
+
+
+def test_what_another_program_writes_meanwhile_is_kept(home):
+    path, other = home / "a.txt", home / "a.txt~"
+    path.write_text("begun")
+    ours = session.Session(path)
+    ours.save("begun, and", 10)
+    assert not other.exists()
+    path.write_text("begun, but")
+    ours.save("begun, and gone on", 18)
+    assert (path.read_text(), other.read_text()) == ("begun, and gone on", "begun, but")
+    other.unlink()
+    ours.save("begun, and gone on with", 23)
+    assert not other.exists()
+
+
+def test_without_a_home_it_says_what_to_set(home, monkeypatch):
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(CommandError, match="no home folder, wanted XDG_DATA_HOME"):
+        session.Session(home / "a.txt")
+
+
+def test_names_beyond_ascii_are_shown_in_any_locale(home, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    notes = home / "é"
+    notes.mkdir()
+    (notes / "a.md").write_text("The ferry to the island leaves at seven.\n" * 400)
+    done = ran("learn", notes, "--out", notes, "--", "--no-such-option")
+    assert done.returncode == 2 and done.stderr.count("\n") == 2, done.stderr
+    assert f"1 notes, 16,400 bytes, in {notes}" in done.stdout
 
 
 def test_notes_are_gathered_oldest_first(home, capsys):

@@ -116,6 +116,16 @@ test("each goes on from the other's state, to the byte", () => {
   assert.deepEqual(read("ours"), read("theirs"));
 });
 
+test("a state goes into a pipe, through a link, and with the mode that it had", () => {
+  const keep = `node ${cli} --bytes 5 --seed 1 </dev/null --save-state`;
+  const bytes = `${keep} first >text; mkfifo pipe; cat pipe >piped & ${keep} pipe >text; wait; cmp first piped`;
+  const linked = `touch kept; chmod 600 kept; ln -s kept link; ${keep} link >text; cmp first kept`;
+  const there = "ls -l | grep -E 'pipe$|kept$' | cut -c 1-10";
+  const refused = `mkdir d; ! ${keep} d >text 2>&1; ls *.partial 2>&1 | wc -l`;
+  const shown = shell(`${bytes}; ${linked}; ${there}; ${refused}`, folder);
+  assert.equal(shown, "-rw-------\nlrwxrwxrwx\nprw-r--r--\n1\n"); // that there is none
+});
+
 for (const [line, ...args] of [
   ["argument --top-p: wanted a number above 0, at most 1", "--top-p", "3"],
   ["Unknown option '--top-x'", "--top-x", "3"],
@@ -156,6 +166,14 @@ test("Ctrl-C is 130 and leaves a state that goes on", async () => {
   const rest = javascript(["--load-state", "stopped", "--bytes", "30"]).stdout;
   const whole = javascript(["--seed", "1", "--bytes", String(Buffer.byteLength(text) + 30)]).stdout;
   assert.equal(text + rest, whole.toString());
+});
+
+test("Ctrl-C ends it also while it waits for a prompt", async () => {
+  const child = spawn(process.execPath, [cli, "--prompt-file", "-"], { cwd: folder });
+  await new Promise((resolve) => child.stdin.write(Buffer.alloc(1 << 20), resolve)); // more than the system holds
+  child.kill("SIGINT");
+  const code = await new Promise((resolve) => child.once("close", resolve));
+  assert.equal(code, 130); // its standard input is open still
 });
 
 test("a reader who has had enough is no mistake", () => {

@@ -28,6 +28,9 @@ from .sealed import Sealer
 from .settings import Settings
 
 DEFAULT_COMPLETION_BYTES, DEFAULT_CHAT_BYTES = 16, 512
+MOST_STATES = 16  # of a request, 54 KB each
+MOST_LOGPROBS = 4  # a byte of --output-bytes: each takes some 150 bytes until it is sent
+MOST_SCHEMA_BYTES = 65_536  # of which a grammar takes 7 MB
 TURN_END = "\n\n"  # of a speech in a chat, as in a play
 # The same as `transcript`, for clients that apply it themselves.
 CHAT_TEMPLATE = (
@@ -148,6 +151,18 @@ class Server:
             f"{texts:,} x {max_bytes:,} bytes of text"
             + (f" and {echoed:,} of echo" if echo else "")
             + f" are asked for, at most {most:,} in all",
+        )
+        rows, most = (texts * max_bytes + echoed) * (1 + (logprobs or 0)), MOST_LOGPROBS * most
+        _only(
+            logprobs is None or rows <= most,
+            "logprobs",
+            f"{rows:,} log-probabilities are asked for, at most {most:,} in all",
+        )
+        states = len(prompts) * (found.n or 1)
+        _only(
+            not found.return_state or states <= MOST_STATES,
+            "return_state",
+            f"{states:,} states are asked for, at most {MOST_STATES}",
         )
         _only(
             found.stream or found.stream_options is None,
@@ -337,7 +352,13 @@ def _grammar_source(found: messages.Sampled) -> tuple[str, str]:
         return "json_schema", '{"type": "object"}'
     schema = wanted.json_schema and wanted.json_schema.schema
     _only(schema is not None, "response_format", "json_schema.schema is missing")
-    return "json_schema", encode(schema).decode()
+    source = encode(schema).decode()
+    _only(
+        len(source) <= MOST_SCHEMA_BYTES,
+        "response_format",
+        f"the schema has {len(source):,} bytes, at most {MOST_SCHEMA_BYTES:,}",
+    )
+    return "json_schema", source
 
 
 def _only(right: Any, param: str, message: str, code: str | None = None) -> None:

@@ -255,7 +255,11 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         ("queue", some, "requests that wait for a turn; more are answered 429"),
         ("connections", count, "connections; more are closed"),
         ("prompt-bytes", size, "of all prompts of a request"),
-        ("output-bytes", size, "of all texts of a request, echoed prompts included"),
+        (
+            "output-bytes",
+            size,
+            "of all texts of a request, echoes included; 4 log-probabilities each",
+        ),
         ("body-bytes", size, "of a request's body"),
         ("cache-bytes", some, "of states in the prompt cache"),
         ("header-seconds", seconds, "that a request's head may take"),

@@ -29,7 +29,7 @@ class Guard:
     def __init__(self, app: Any, settings: Settings, paths: frozenset[str]) -> None:
         self._app, self._settings, self._paths = app, settings, paths
         # Digests, so that comparing tells nothing of a key's length either.
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
+        self._keys = [hashlib.sha256(key.encode("latin-1")).digest() for key in settings.api_keys]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":

@@ -119,7 +119,7 @@ class PromptCache:
 
     def _pause(self, error: Exception) -> None:
         self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
-        LOG.warning("Redis: %s; without it for %d s", error or "slow", REDIS_PAUSE_SECONDS)
+        LOG.warning("Redis: %s; without it for %d s", str(error) or "slow", REDIS_PAUSE_SECONDS)
 
 
 def _key(name: bytes) -> str:

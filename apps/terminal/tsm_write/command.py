@@ -15,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsm.runtime.command import CommandError, Parser, needs, number, run_command
+from tsm.runtime.command import CommandError, Parser, needs, number, open_output, run_command
 from tsm.runtime.engines import SHIPPED_MODEL
 
 from .learn import MODEL, learn
@@ -43,7 +43,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         "exports it. Stop it whenever you like; the same command goes on.",
     )
     add.add_argument("folder", type=Path, help="of .txt, .md, .org and .rst files, also in folders")
-    add.add_argument("--out", type=Path, default=data_folder(), help="folder of the model")
+    add.add_argument("--out", type=Path, help="folder of the model (default: where `open` looks)")
     add.add_argument("--start", default="", help="a model.safetensors (default: the shipped one)")
     add.usage = "tsm-write learn [--out OUT] [--start START] folder [-- OPTIONS OF TSM-TRAIN]"
     given = list(sys.argv[1:] if argv is None else argv)
@@ -71,8 +71,9 @@ def _open(arguments: Namespace) -> None:
 
 
 def _learn(arguments: Namespace) -> None:
-    model = learn(arguments.folder, arguments.out, arguments.start, arguments.options)
-    print(f"\n{model}: `tsm-write open` takes it from now on")
+    write, out = open_output(), arguments.out or data_folder()
+    model = learn(arguments.folder, out, arguments.start, arguments.options, write)
+    write(f"\n{model}: `tsm-write open` takes it from now on\n")
 
 
 def _run(arguments: Namespace) -> None:

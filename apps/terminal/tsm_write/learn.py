@@ -7,6 +7,7 @@ import importlib.util
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tsm.runtime.command import CommandError
@@ -50,9 +51,12 @@ def gathered(folder: Path) -> tuple[bytes, int]:
     return text, len(notes)
 
 
-def learn(folder: Path, out: Path, start: str, options: list[str]) -> Path:
+def learn(
+    folder: Path, out: Path, start: str, options: list[str], write: Callable[[str], None]
+) -> Path:
     """Trains on the notes in `folder` from the weights `start`, "" for the shipped ones, with more
-    `options` of tsm-train; returns the model's path, in `out`. Raises CommandError."""
+    `options` of tsm-train, and says by `write` what it does; returns the model's path, in `out`.
+    Raises CommandError."""
     training = importlib.util.find_spec("tsm.training")
     if not (training and training.submodule_search_locations):
         raise CommandError(
@@ -67,19 +71,19 @@ def learn(folder: Path, out: Path, start: str, options: list[str]) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     with written(run / "notes.txt") as file:
         file.write(text)
-    print(f"{count} notes, {len(text):,} bytes, in {run / 'notes.txt'}", flush=True)
+    write(f"{count} notes, {len(text):,} bytes, in {run / 'notes.txt'}\n")
     data = ["--data", str(run / "notes.txt"), "--start", start, "--out", str(run)]
-    _run("tsm.training.train", *data, *options)
+    _run(write, "tsm.training.train", *data, *options)
     unfinished = run / MODEL
-    _run("tsm.export.to_onnx", str(run / "model.safetensors"), "--out", str(unfinished))
+    _run(write, "tsm.export.to_onnx", str(run / "model.safetensors"), "--out", str(unfinished))
     model = out / MODEL
     unfinished.replace(model)
     return model
 
 
-def _run(module: str, *arguments: str) -> None:
+def _run(write: Callable[[str], None], module: str, *arguments: str) -> None:
     """A command of the project, which is shown first. Raises CommandError where it fails."""
-    print(f"\n$ python -m {module} {shlex.join(arguments)}", flush=True)
+    write(f"\n$ python -m {module} {shlex.join(arguments)}\n")
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
     if done.returncode:
         raise CommandError(f"{module}: ended with {done.returncode}, wanted 0; nothing is replaced")

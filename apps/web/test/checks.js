@@ -61,6 +61,8 @@ async function pieces(tsm) {
   if (first.length < 2) throw new Error(`${first.length} piece, wanted several`);
   if (!(bytesPerSecond > 0 && firstTextMs > 0)) throw new Error(`${bytesPerSecond}, ${firstTextMs}`);
   equal(await collect(generation), first);
+  const shared = tsm.generate(PROMPT, { bytes: 60, seed: 3 });
+  equal((await Promise.all([collect(shared), collect(shared)])).flat().join(""), text + text, "two loops");
   const random = await tsm.generate(PROMPT, { bytes: 40 });
   equal((await tsm.generate(PROMPT, { bytes: 40, seed: random.seed })).text, random.text, "a random seed");
   equal((await tsm.generate(new TextEncoder().encode(PROMPT), { bytes: 60, seed: 3 })).text, text, "bytes");
@@ -252,6 +254,8 @@ async function mistakes(tsm, { TSMError }) {
     { logitBias: Object.fromEntries(Array.from({ length: 256 }, (_, byte) => [byte, -Infinity])) },
     { bytes: -1 },
     { bytes: 1.5 },
+    { stop: null },
+    { stop: [5] },
     { stop: "" },
     { stop: ["a", "b\0"] },
   ];
@@ -267,9 +271,12 @@ async function mistakes(tsm, { TSMError }) {
     () => session.rewind(1),
     () => session.rewind(-1),
     () => session.feed(/** @type {any} */ (3)),
+    () => session.feed(/** @type {any} */ (globalThis)), // of which there is no JSON
   ])
     equal((await failure(wrong))?.code, "argument");
   equal((await failure(() => tsm.session({ rewind: 2 ** 24 + 1 })))?.code, "argument");
+  const message = "bytes: found NaN, wanted a whole number, 0 to 9007199254740991";
+  equal((await failure(() => session.rewind(NaN)))?.message, message);
   session.close();
 }
 
