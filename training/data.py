@@ -98,7 +98,7 @@ def text_at(path: Path) -> Text:
     """The whole of a corpus, by its `path`. Raises DataError."""
     try:
         return open_large(path) if path.name == INDEX else np.memmap(path, np.uint8, "r")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise DataError(f"{path}: {reason}, wanted a readable file") from None
 

@@ -54,7 +54,7 @@ SIMILARITY = 0.7  # of their lines or words, together
 LINES, WORDS = 8, 5  # a document of fewer lines is compared by WORDS words in a row
 KINDS_SHOWN = 4
 MOST_PARTS = 20_000  # of a document are compared
-HEAD = 8192  # bytes: so much of each plain file of a large corpus is read and compared,
+HEAD = 4096  # bytes: so much of each plain file of a large corpus is read and compared,
 THREADS, GROUP = 8, 64  # by so many threads, so many files a call
 COPIED = -1  # in place of the number of a file
 
@@ -82,7 +82,7 @@ class Assembled:
     def summary(self) -> str:
         """In a line."""
         left = f"{self.duplicates:,} duplicates and {self.binaries:,} binary files left out"
-        split = "by document" if self.by_document else "at nine tenths: too few documents"
+        split = "by document" if self.by_document else "at the end: too few documents"
         total = self.train_bytes + self.validation_bytes
         kinds = [f"{size / total:.0%} {kind}" for kind, size in self.kinds.items()][:KINDS_SHOWN]
         near = f"{self.near_duplicates:,} near duplicates"
@@ -102,7 +102,7 @@ def assemble(paths: Sequence[Path], column: str | None, folder: Path) -> Assembl
     there, of these very files. Raises DataError."""
     files = [file for path in paths for file in _files(path)]
     sources = _digest(files, column)
-    with suppress(OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile):
+    with suppress(OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
         found = Assembled(**json.loads((folder / RECORD).read_text()))
         if found.sources == sources and _are_there(found, folder):
             return found
@@ -244,7 +244,7 @@ def _in_place(number: int, file_size: int, text: bytes, start: int) -> _Document
 
 def _are_equal(files: list[_File], one: _Document, other: _Document) -> bool:
     """Whether two of one digest are."""
-    if COPIED in (one.file, other.file) or other.size <= HEAD:
+    if COPIED in (one.file, other.file) or files[other.file].size <= HEAD:
         return True
     return filecmp.cmp(files[one.file].path, files[other.file].path, shallow=False)
 
@@ -300,13 +300,16 @@ class _NearDuplicates:
             return number
         hashed = RMinHash(PERMUTATIONS, 0)
         hashed.update(parts[:MOST_PARTS])
+        similarity = 0.0
         for other in sorted(self._index.query(hashed)):
-            if hashed.jaccard(self._hashes[other]) >= SIMILARITY:
+            similarity = max(similarity, found := hashed.jaccard(self._hashes[other]))
+            if found >= SIMILARITY:
                 a, b = sorted((self.first(other), self.first(number)))
                 if a != b:
                     self._above[b] = a
-        self._index.insert(number, hashed)
-        self._hashes[number] = hashed
+        if similarity < 1:  # else it is there: a thousand files that begin alike are one
+            self._index.insert(number, hashed)
+            self._hashes[number] = hashed
         return self.first(number)
 
 
