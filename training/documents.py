@@ -118,7 +118,7 @@ def assemble(paths: Sequence[Path], column: str | None, folder: Path) -> Assembl
 def _are_there(found: Assembled, folder: Path) -> bool:
     total = found.train_bytes + found.validation_bytes
     if found.prefix is not None:
-        with np.load(folder / INDEX) as index:
+        with open(folder / INDEX, "rb") as file, np.load(file) as index:
             if index["ends"][-1] != total:
                 return False
         total = found.copied_bytes

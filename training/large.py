@@ -17,6 +17,7 @@ from jaxtyping import Int
 from .documents import CORPUS, RECORD, DataError
 
 THREADS, AHEAD = 4, 8  # that read batches, and how many batches before they are asked for
+MOST_EPOCHS = 1_000_000  # without a limit, Grain's batches of one have no length
 NEWLINE = ord("\n")
 
 
@@ -69,7 +70,7 @@ class LargeText:
 def open_large(path: Path) -> LargeText:
     """Of an index that documents.py wrote."""
     prefix = json.loads(path.with_name(RECORD).read_bytes())["prefix"]
-    with np.load(path) as index:
+    with open(path, "rb") as file, np.load(file) as index:
         names = os.fsdecode(index["names"].tobytes()).split("\0")
         number, start, ends = (index[name] for name in ("number", "start", "ends"))
     files = [prefix + name for name in names]
@@ -95,6 +96,6 @@ def _batches(text: LargeText, seed: int, size: int, window: int, rows: range) ->
         return np.stack([text[start : start + window + 1] for start in starts]).astype(np.int64)
 
     count = (len(text) - 1) // window
-    order = grain.MapDataset.range(count).shuffle(seed=seed % 2**32).repeat()
+    order = grain.MapDataset.range(count).shuffle(seed=seed % 2**32).repeat(MOST_EPOCHS)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     return iter(order.batch(size).map(read).to_iter_dataset(options))
