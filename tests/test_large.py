@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -158,6 +159,14 @@ def test_a_file_that_cannot_be_read_is_told_in_a_line(tmp_path):
     with pytest.raises(DataError, match="broken.txt: input/output error, wanted a readable file"):
         open_corpus([tmp_path / "data"], 64, folder=tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_without_grain_the_extra_is_named(tmp_path, monkeypatch):
+    folder_of(tmp_path, long_texts())
+    monkeypatch.setitem(sys.modules, "grain", None)
+    wanted = r"more than 10,000 bytes: grain is not installed, wanted: pip .*'\.\[data\]'"
+    with pytest.raises(DataError, match=wanted):
+        open_corpus([tmp_path], 64)
 
 
 def test_a_training_on_a_large_corpus_refuses_another_one(tmp_path):

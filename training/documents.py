@@ -251,7 +251,7 @@ def _are_equal(files: list[_File], one: _Document, other: _Document) -> bool:
 
 def _heads(files: list[_File], column: str | None) -> Iterator[bytes | None]:
     """The beginning of each file that can be read in place, read ahead; of others None."""
-    import grain
+    grain = wanted("grain", f"a corpus of more than {LARGE:,} bytes")
 
     def read(first: int) -> list[bytes | None]:
         return [_head(file.path, column) for file in files[first : first + GROUP]]
@@ -424,20 +424,20 @@ def _opened(file: Path, compression: str) -> io.BufferedIOBase:
     if compression == ".gz":
         return gzip.open(file, "rb")
     if compression == ".zst":
-        zstandard = _wanted("zstandard", file)
+        zstandard = wanted("zstandard", file)
         return zstandard.open(file, "rb")
     return open(file, "rb")
 
 
-def _wanted(package: str, file: Path):
-    """A package of the extra `data`."""
+def wanted(package: str, what: object):
+    """A package of the extra `data`, which `what` needs. Raises DataError."""
     import importlib
 
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError:
         extra = "pip install -e '.[data]' in a clone of the project"
-        raise DataError(f"{file}: {package} is not installed, wanted: {extra}") from None
+        raise DataError(f"{what}: {package} is not installed, wanted: {extra}") from None
 
 
 def _text(file: Any) -> io.TextIOWrapper:
@@ -476,8 +476,8 @@ def _csv(file: Path, opened: io.BufferedIOBase, column: str) -> Iterator[str]:
 
 
 def _parquet(file: Path, opened: io.BufferedIOBase, column: str) -> Iterator[str]:
-    parquet = _wanted("pyarrow.parquet", file)
-    error = _wanted("pyarrow", file).ArrowException
+    parquet = wanted("pyarrow.parquet", file)
+    error = wanted("pyarrow", file).ArrowException
     try:
         table = parquet.ParquetFile(opened)
         if column not in table.schema_arrow.names:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from .documents import CORPUS, RECORD, DataError
+from .documents import CORPUS, RECORD, DataError, wanted
 
 THREADS, AHEAD = 4, 8  # that read batches, and how many batches before they are asked for
 MOST_EPOCHS = 1_000_000  # without a limit, Grain's batches of one have no length
@@ -89,7 +89,7 @@ def large_batch(
 
 @functools.lru_cache(maxsize=2)
 def _batches(text: LargeText, seed: int, size: int, window: int, rows: range) -> Any:
-    import grain
+    grain = wanted("grain", text.files[0])
 
     def read(numbers: np.ndarray) -> np.ndarray:
         starts = numbers[rows.start : rows.stop] * window
