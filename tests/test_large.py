@@ -106,8 +106,8 @@ def test_copies_are_left_out_and_near_copies_stay_on_one_side(tmp_path):
 
 def test_of_one_large_file_the_end_is_held_out_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "MOST_VALIDATION", 1000)
-    path = tmp_path / "one.txt"
-    path.write_text(text(1, 900))
+    path = tmp_path / "one.bin"
+    path.write_bytes(b"\xff\xfe\0binary\n" + text(1, 900).encode())
     corpus = open_corpus(path, 16)
     assert "split at the end" in corpus.summary and len(corpus.validation) == 1000
     assert read(corpus.train) + read(corpus.validation) == path.read_bytes() + b"\n"

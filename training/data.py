@@ -52,20 +52,17 @@ def open_corpus(
         path = find(str(names[0]), download)
         return _split(path, (known.train, known.validation), window, str(path))
     paths = [Path(name) for name in names]
-    if not is_documents(paths, column) and not _is_large(paths[0]):
+    if not is_documents(paths, column):
         if column is not None and paths[0].is_file():
             tables = ", ".join(TABLES)
             raise DataError(f"{paths[0]}: no table with a column {column!r}, wanted {tables}")
-        return _file(paths[0], window)
+        if not (paths[0].is_file() and paths[0].stat().st_size > LARGE):
+            return _file(paths[0], window)
     if folder:
         return _assembled(paths, window, column, folder)
     temporary = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return _assembled(paths, window, column, Path(temporary))
-
-
-def _is_large(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > LARGE
 
 
 def _assembled(paths: list[Path], window: int, column: str | None, folder: Path) -> Corpus:

@@ -101,6 +101,8 @@ def assemble(paths: Sequence[Path], column: str | None, folder: Path) -> Assembl
     """Writes CORPUS to the folder, of a large corpus INDEX too, and RECORD beside it; or finds them
     there, of these very files. Raises DataError."""
     files = [file for path in paths for file in _files(path)]
+    if not is_documents(paths, column):
+        files[0].as_is = True
     sources = _digest(files, column)
     with suppress(OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
         found = Assembled(**json.loads((folder / RECORD).read_text()))
@@ -207,7 +209,7 @@ def _gathered(
         for number, (file, head) in enumerate(zip(files, heads, strict=True)):
             if number % GROUP == 0:
                 progress.update(task, description=f"reading {number + 1:,} of {len(files):,} files")
-            for text in _documents(file.path, column) if head is None else [_plain(head)]:
+            for text in _documents(file.path, column) if head is None else [_plain(file, head)]:
                 if text is None:
                     found["binaries"] += 1
                     continue
@@ -254,7 +256,7 @@ def _heads(files: list[_File], column: str | None) -> Iterator[bytes | None]:
     grain = wanted("grain", f"a corpus of more than {LARGE:,} bytes")
 
     def read(first: int) -> list[bytes | None]:
-        return [_head(file.path, column) for file in files[first : first + GROUP]]
+        return [_head(file, column) for file in files[first : first + GROUP]]
 
     groups = grain.MapDataset.range(0, len(files), GROUP).map(read)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
@@ -262,18 +264,20 @@ def _heads(files: list[_File], column: str | None) -> Iterator[bytes | None]:
         yield from heads
 
 
-def _head(file: Path, column: str | None) -> bytes | None:
-    if any(_format(file, column)):
+def _head(file: _File, column: str | None) -> bytes | None:
+    if any(_format(file.path, column)):
         return None
     try:
-        with open(file, "rb", buffering=0) as opened:
+        with open(file.path, "rb", buffering=0) as opened:
             head = opened.read(HEAD)
     except OSError as error:
-        raise _unreadable(file, error) from None
-    return None if head.startswith(UTF16) else head
+        raise _unreadable(file.path, error) from None
+    return None if head.startswith(UTF16) and not file.as_is else head
 
 
-def _plain(head: bytes) -> bytes | None:
+def _plain(file: _File, head: bytes) -> bytes | None:
+    if file.as_is:
+        return head
     return None if _is_binary(head) else head.removeprefix(codecs.BOM_UTF8)
 
 
@@ -334,6 +338,7 @@ class _File:
     path: Path
     size: int
     time: int  # of its last change, in nanoseconds
+    as_is: bool = False  # the one plain file of a corpus: any bytes
 
 
 def _files(path: Path) -> Iterator[_File]:
