@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import append, read
 
+RESULTS = Path(__file__).with_suffix(".jsonl")
 LINE, LINES = 50, 100_000  # bytes, and how many there are to choose from
 FOLDER_FILES = 1000
 COPY, NEAR_COPY = 50, 60  # of a hundred files
@@ -42,14 +44,30 @@ def main() -> int:
         files = _write(data, arguments.files, round(arguments.gigabytes * 1e9))
         print(f"written in {time.monotonic() - began:.0f} s", file=sys.stderr)
         _forget(files)
-        first = _shown("first start", data, out, 0, STEPS)
-        _shown("started again", data, out, 0, 1)
-        resumed = _shown(f"resumed at {RESUMED}", data, out, RESUMED, STEPS)
-        half = _shown("process 2 of 2", data, out, RESUMED, STEPS, "--half")
-    assert resumed["examples"] == first["examples"][RESUMED:]
-    assert half["second_half"] == first["second_half"][RESUMED:]
-    print(f"examples of steps {RESUMED} to {STEPS}: the same, also of the half")
-    return 0
+        first = _measured("first start", data, out, 0)
+        resumed = _measured(f"resumed at step {RESUMED}", data, out, RESUMED)
+        half = _measured("process 2 of 2", data, out, RESUMED, "--half")
+    same = resumed["examples"] == first["examples"][RESUMED:]
+    same_half = half["second_half"] == first["second_half"][RESUMED:]
+    about = {"gigabytes": arguments.gigabytes, "files": arguments.files, "same": same and same_half}
+    for found in (first, resumed, half):
+        kept = {name: value for name, value in found.items() if not isinstance(value, list)}
+        append(RESULTS, kept | about)
+    print(table(read(RESULTS)))
+    return 0 if same and same_half else 1
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = ["| corpus | start | seconds | CPU s | peak RSS, MB | examples/s | the same |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for one in results:
+        corpus = f"{one['gigabytes']:g} GB, {one['files']:,} files"
+        figures = (
+            f"{one['seconds']:.1f} | {one['cpu_seconds']:.1f} | {one['peak_rss_bytes'] / 1e6:,.0f}"
+        )
+        rate, same = one["examples_per_second"], "yes" if one["same"] else "no"
+        lines.append(f"| {corpus} | {one['start']} | {figures} | {rate:,.0f} | {same} |")
+    return "\n".join(lines)
 
 
 def _write(data: Path, count: int, size: int) -> list[Path]:
@@ -78,36 +96,31 @@ def _forget(files: list[Path]) -> None:
         os.close(file)
 
 
-def _shown(name: str, data: Path, out: Path, step: int, until: int, *more: str) -> dict[str, Any]:
-    inner = ["--data", str(data), "--out", str(out), "--steps", str(step), str(until), *more]
+def _measured(start: str, data: Path, out: Path, step: int, *more: str) -> dict[str, Any]:
+    inner = ["--data", str(data), "--out", str(out), "--step", str(step), *more]
     command = [sys.executable, __file__, *inner, "--began", str(time.time())]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(run.stdout)
-    print(
-        f"{name:>15}: {found['seconds']:.1f} s to the first batch, of it {found['cpu']:.1f} s of "
-        f"processor; {found['rate']:,.0f} examples/s; peak RSS {found['peak'] / 1e6:,.0f} MB\n"
-        f"{'':>17}{found['summary']}",
-        flush=True,
-    )
+    found = {"start": start, **json.loads(run.stdout)}
+    print(f"{start}: {found['seconds']:.1f} s, {found['summary']}", file=sys.stderr)
     return found
 
 
 def _load(arguments: argparse.Namespace) -> dict[str, Any]:
     from tsm.training.data import batch, open_corpus
 
-    first, last = arguments.steps
     part = slice(BATCH // 2, None) if arguments.half else slice(None)
     corpus = open_corpus(arguments.data, WINDOW, folder=Path(arguments.out))
-    rows = [batch(corpus.train, SEED, first, BATCH, WINDOW, part)]
+    rows = [batch(corpus.train, SEED, arguments.step, BATCH, WINDOW, part)]
     seconds, cpu = time.time() - arguments.began, time.process_time()
     began = time.monotonic()
-    rows += [batch(corpus.train, SEED, n, BATCH, WINDOW, part) for n in range(first + 1, last)]
+    for step in range(arguments.step + 1, STEPS):
+        rows.append(batch(corpus.train, SEED, step, BATCH, WINDOW, part))
     rate = sum(map(len, rows[1:])) / (time.monotonic() - began)
     return {
         "seconds": seconds,
-        "cpu": cpu,
-        "rate": rate,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "cpu_seconds": cpu,
+        "examples_per_second": rate,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "summary": corpus.summary,
         "examples": [hashlib.sha256(one).hexdigest() for one in rows],
         "second_half": [hashlib.sha256(one[-BATCH // 2 :]).hexdigest() for one in rows],
@@ -126,7 +139,7 @@ def _parse() -> argparse.Namespace:
     for name in ("--data", "--out"):
         parser.add_argument(name, help="inner call")
     parser.add_argument("--began", type=float, help="inner call")
-    parser.add_argument("--steps", type=int, nargs=2, help="inner call")
+    parser.add_argument("--step", type=int, help="inner call")
     parser.add_argument("--half", action="store_true", help="inner call")
     return parser.parse_args()
 
