@@ -17,6 +17,7 @@
 | gpt2.py         | baseline: GPT-2, block and all                                            |
 | data.py         | a corpus: found, checked, split, drawn in batches                         |
 | documents.py    | many files as one corpus, split by document                               |
+| large.py        | a corpus larger than memory, read where it stands                         |
 | optimizer.py    | Muon and AdamW as one pure update                                         |
 | schedule.py     | the learning rate over a run                                              |
 | engine_torch.py | a training step in PyTorch                                                |

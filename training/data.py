@@ -1,13 +1,17 @@
 """A corpus as bytes: found, checked, memory-mapped, split 90/10, and drawn in batches.
 
 Any file will do, text or binary: a token is a byte. Several of them, folders, compressed files and
-tables are put together first: see documents.py. Some are known by name: see corpora.py.
+tables are put together first: see documents.py. What is larger than memory may be is read where it
+stands: see large.py. Some are known by name: see corpora.py.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +21,19 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from .corpora import CORPORA, find, sha256
-from .documents import CORPUS, TABLES, DataError, assemble, is_documents
+from .documents import CORPUS, INDEX, LARGE, TABLES, DataError, assemble, is_documents
+from .large import LargeText, large_batch, open_large
+
+Text = Integer[np.ndarray, " _"] | LargeText
 
 
 @dataclass(frozen=True)
 class Corpus:
     name: str  # to show
     path: Path
-    train: Integer[np.ndarray, " train"]  # the first 90%, but for corpora known by name
-    validation: Integer[np.ndarray, " validation"]  # the bytes after those
-    test: Integer[np.ndarray, " test"]  # what is left: of few corpora anything
+    train: Text  # the first 90%, but for corpora known by name or large ones
+    validation: Text  # the bytes after those
+    test: Text  # what is left: of few corpora anything
     summary: str = ""  # of the documents that it was put together from
 
 
@@ -49,18 +56,21 @@ def open_corpus(
         if column is not None and paths[0].is_file():
             tables = ", ".join(TABLES)
             raise DataError(f"{paths[0]}: no table with a column {column!r}, wanted {tables}")
-        return _file(paths[0], window)
+        if not (paths[0].is_file() and paths[0].stat().st_size > LARGE):
+            return _file(paths[0], window)
     if folder:
         return _assembled(paths, window, column, folder)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        return _assembled(paths, window, column, Path(temporary))
+    temporary = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return _assembled(paths, window, column, Path(temporary))
 
 
 def _assembled(paths: list[Path], window: int, column: str | None, folder: Path) -> Corpus:
     found = assemble(paths, column, folder)
     shown = ", ".join(map(str, paths))
     sizes = found.train_bytes, found.validation_bytes
-    return _split(folder / CORPUS, sizes, window, shown, found.summary())
+    path = folder / (CORPUS if found.prefix is None else INDEX)
+    return _split(path, sizes, window, shown, found.summary())
 
 
 def _file(path: Path, window: int) -> Corpus:
@@ -74,14 +84,20 @@ def _split(path: Path, sizes: tuple[int, int], window: int, name: str, summary: 
     """sizes: bytes to learn from, and of the validation part."""
     if min(sizes) < window + 1:
         wanted = f"at least {10 * (window + 1)} so that 10% hold one window of {window}"
-        raise DataError(f"{name}: {path.stat().st_size} bytes, wanted {wanted}")
-    try:
-        data = np.memmap(path, dtype=np.uint8, mode="r")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"{path}: {reason}, wanted a readable file") from None
-    train, validation, test = np.split(data, np.cumsum(sizes))
+        raise DataError(f"{name}: {sum(sizes)} bytes, wanted {wanted}")
+    data = text_at(path)
+    train, held_out = data[: sizes[0]], data[sizes[0] :]
+    validation, test = held_out[: sizes[1]], held_out[sizes[1] :]
     return Corpus(name, path, train, validation, test, summary)
+
+
+def text_at(path: Path) -> Text:
+    """The whole of a corpus, by its `path`. Raises DataError."""
+    try:
+        return open_large(path) if path.name == INDEX else np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise DataError(f"{path}: {reason}, wanted a readable file") from None
 
 
 def recorded_corpus(record: dict[str, Any], window: int) -> Corpus | None:
@@ -100,7 +116,7 @@ def recorded_corpus(record: dict[str, Any], window: int) -> Corpus | None:
 
 
 def batch(
-    data: Integer[np.ndarray, " bytes"],
+    data: Text,
     seed: int,
     step: int,
     size: int,
@@ -108,8 +124,11 @@ def batch(
     part: slice = slice(None),
 ) -> Int[np.ndarray, "rows {window}+1"]:
     """Batch number `step`: each epoch cuts the data at a new offset into windows and visits every
-    one once, in a new order. A function of its arguments alone, so a resumed run sees the same.
+    one once, in a new order (a LargeText, at no offset). A function of its arguments alone, so a
+    resumed run sees the same.
     part: of its `size` rows, which are read."""
+    if isinstance(data, LargeText):
+        return large_batch(data, seed, step, size, window, range(size)[part])
     count = (len(data) - 1) // window - (len(data) - 1 >= 2 * window)  # room for the offset
     rows = []
     for index in range(step * size, (step + 1) * size)[part]:
@@ -126,7 +145,7 @@ def _epoch(seed: int, epoch: int, count: int, window: int, length: int) -> tuple
 
 
 def fresh_windows(
-    data: Integer[np.ndarray, " bytes"], window: int
+    data: Text, window: int
 ) -> tuple[Int[np.ndarray, "rows {window}+1"], Int[np.ndarray, "1 rest"]]:
     """The whole of `data` in windows that start without context: every byte but the first is
     predicted once. The windows of full length, then what is left (of length 1: nothing)."""

@@ -2,19 +2,23 @@
 
 A document is a file, or a value of a table's column. Of several alike one is kept; those nearly
 alike stay on one side of the split, so that no validation text is in training. What is assembled
-is one file: the documents to learn from, then those that are held out.
+is one file: the documents to learn from, then those that are held out. Of more than LARGE bytes
+it is an index of them instead: plain files stay where they are, and only their beginnings are read.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import filecmp
 import gzip
 import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -34,12 +39,14 @@ try:
 except ModuleNotFoundError:  # the extra `data` brings it
     ZstdError = EOFError
 
-CORPUS, RECORD = "corpus.bin", "corpus.json"  # in the folder of a run
+# In the folder of a run. INDEX: of a large corpus, of which CORPUS holds what had to be copied.
+CORPUS, RECORD, INDEX = "corpus.bin", "corpus.json", "corpus.npz"
+LARGE = 1_000_000_000  # bytes of its files, together
 COMPRESSED = (".gz", ".zst")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-VALIDATION_SHARE = 0.1  # of the bytes
-VALIDATION_RANGE = 0.05, 0.2  # where whole documents do not come to that, the end is held out
+VALIDATION_SHARE, MOST_VALIDATION = 0.1, LARGE // 10  # of the bytes, and in bytes
+VALIDATION_RANGE = 0.5, 2  # times that; where whole documents do not come to it, the end is
 BINARY_BYTES = 8192  # at the start of a file; with a NUL among them it is no text, as for grep
 # 16 bands of 4: two documents that share half of their lines meet with a probability of 0.64.
 PERMUTATIONS, BANDS = 64, 16
@@ -47,6 +54,9 @@ SIMILARITY = 0.7  # of their lines or words, together
 LINES, WORDS = 8, 5  # a document of fewer lines is compared by WORDS words in a row
 KINDS_SHOWN = 4
 MOST_PARTS = 20_000  # of a document are compared
+HEAD = 4096  # bytes: so much of each plain file of a large corpus is read and compared,
+THREADS, GROUP = 8, 64  # by so many threads, so many files a call
+COPIED = -1  # in place of the number of a file
 
 
 class DataError(ValueError):
@@ -66,16 +76,19 @@ class Assembled:
     kinds: dict[str, int]  # bytes by the suffix of the file, the most first
     by_document: bool  # how it was split
     sources: str  # a digest of names, sizes and times of the files
+    prefix: str | None = None  # of a large corpus: what the names of its files begin with
+    copied_bytes: int | None = None  # of it, to CORPUS
 
     def summary(self) -> str:
         """In a line."""
         left = f"{self.duplicates:,} duplicates and {self.binaries:,} binary files left out"
-        split = "by document" if self.by_document else "at nine tenths: too few documents"
+        split = "by document" if self.by_document else "at the end: too few documents"
         total = self.train_bytes + self.validation_bytes
         kinds = [f"{size / total:.0%} {kind}" for kind, size in self.kinds.items()][:KINDS_SHOWN]
         near = f"{self.near_duplicates:,} near duplicates"
         shown = ", ".join(kinds)
-        return f"{self.documents:,} documents of {shown} ({left}; {near}), split {split}"
+        large = "" if self.prefix is None else f", compared by their first {HEAD:,} bytes"
+        return f"{self.documents:,} documents of {shown} ({left}; {near}){large}, split {split}"
 
 
 def is_documents(paths: Sequence[Path], column: str | None) -> bool:
@@ -85,86 +98,187 @@ def is_documents(paths: Sequence[Path], column: str | None) -> bool:
 
 
 def assemble(paths: Sequence[Path], column: str | None, folder: Path) -> Assembled:
-    """Writes CORPUS to the folder, and RECORD beside it; or finds them there, of these very files.
-    Raises DataError."""
+    """Writes CORPUS to the folder, of a large corpus INDEX too, and RECORD beside it; or finds them
+    there, of these very files. Raises DataError."""
     files = [file for path in paths for file in _files(path)]
+    if not is_documents(paths, column):
+        files[0].as_is = True
     sources = _digest(files, column)
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
         found = Assembled(**json.loads((folder / RECORD).read_text()))
-        size = (folder / CORPUS).stat().st_size
-        if found.sources == sources and size == found.train_bytes + found.validation_bytes:
+        if found.sources == sources and _are_there(found, folder):
             return found
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as store:
-        documents, kinds, found = _gathered(files, column, store)
-        held_out = _held_out(documents)
-        order = [one for one in documents if one.group not in held_out]
-        order += [one for one in documents if one.group in held_out]
-        total = sum(one.size for one in documents)
-        validation = sum(one.size for one in order if one.group in held_out)
-        with written(folder / CORPUS) as file:
-            for one in order:
-                store.seek(one.start)
-                file.write(store.read(one.size))
-        validation = validation or total - total * 9 // 10
-    result = Assembled(
-        train_bytes=total - validation,
-        validation_bytes=validation,
-        documents=len(documents),
-        kinds=dict(kinds.most_common()),
-        by_document=bool(held_out),
-        sources=sources,
-        **found,
-    )
+    large = sum(file.size for file in files) > LARGE
+    put_together = _indexed if large else _copied
+    result = put_together(files, column, folder, sources)
     with written(folder / RECORD) as file:
         file.write(json.dumps(asdict(result), indent=2).encode() + b"\n")
     return result
 
 
-@dataclass
+def _are_there(found: Assembled, folder: Path) -> bool:
+    total = found.train_bytes + found.validation_bytes
+    if found.prefix is not None:
+        with open(folder / INDEX, "rb") as file, np.load(file) as index:
+            if index["ends"][-1] != total:
+                return False
+        total = found.copied_bytes
+    return (folder / CORPUS).stat().st_size == total
+
+
+def _copied(files: list[_File], column: str | None, folder: Path, sources: str) -> Assembled:
+    with tempfile.TemporaryFile(dir=folder) as store:
+        documents, figures = _gathered(files, column, store, large=False)
+        order, validation, by_document = _split(documents)
+        with written(folder / CORPUS) as file:
+            for one in order:
+                store.seek(one.start)
+                file.write(store.read(one.size))
+    train = sum(one.size for one in documents) - validation
+    return Assembled(train, validation, sources=sources, by_document=by_document, **figures)
+
+
+def _indexed(files: list[_File], column: str | None, folder: Path, sources: str) -> Assembled:
+    with written(folder / CORPUS) as store:
+        documents, figures = _gathered(files, column, store, large=True)
+        copied = store.tell()
+    order, validation, by_document = _split(documents)
+    names = [os.path.abspath(file.path) for file in files]
+    prefix = os.path.commonprefix(names)  # apart: a corpus that is moved has the same index
+    names = "\0".join(name.removeprefix(prefix) for name in names)
+    ends = np.cumsum([one.size for one in order])
+    with written(folder / INDEX) as file:
+        np.savez(
+            file,
+            names=np.frombuffer(os.fsencode(names), np.uint8),
+            number=np.array([one.file for one in order], np.int32),
+            start=np.array([one.start for one in order], np.int64),
+            ends=ends,
+            digest=np.frombuffer(b"".join(one.digest for one in order), np.uint8),
+        )
+    train = int(ends[-1]) - validation
+    return Assembled(
+        train,
+        validation,
+        sources=sources,
+        by_document=by_document,
+        prefix=prefix,
+        copied_bytes=copied,
+        **figures,
+    )
+
+
+def _split(documents: list[_Document]) -> tuple[list[_Document], int, bool]:
+    """In the order of the corpus, the bytes at its end that are held out, and whether those are
+    whole documents."""
+    held_out = _held_out(documents)
+    order = [one for one in documents if one.group not in held_out]
+    validation = [one for one in documents if one.group in held_out]
+    total = sum(one.size for one in documents)
+    size = sum(one.size for one in validation) or min(total - total * 9 // 10, MOST_VALIDATION)
+    return order + validation, size, bool(held_out)
+
+
+@dataclass(slots=True)
 class _Document:
-    start: int  # in the store
-    size: int
+    file: int  # its number; COPIED: it stands in the store
+    start: int  # there
+    size: int  # with its newline
     digest: bytes
-    group: int  # the number of the first document that is nearly the same
+    group: int = 0  # the number of the first document that is nearly the same
 
 
 def _gathered(
-    files: list[Path], column: str | None, store: IO[bytes]
-) -> tuple[list[_Document], Counter[str], dict[str, int]]:
-    """The documents, each once; all of them stand in `store`. Bytes by kind of file."""
+    files: list[_File], column: str | None, store: IO[bytes], large: bool
+) -> tuple[list[_Document], dict[str, Any]]:
+    """The documents, each once, and figures of them. They are copied to `store`; of a large
+    corpus, plain files are not."""
     documents: list[_Document] = []
-    seen: set[bytes] = set()
+    seen: dict[bytes, _Document] = {}
     near = _NearDuplicates()
     kinds: Counter[str] = Counter()
     found = {"duplicates": 0, "binaries": 0, "near_duplicates": 0}
     columns = (SpinnerColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
+    heads = _heads(files, column) if large else [None] * len(files)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         task = progress.add_task("")
-        for number, file in enumerate(files):
-            progress.update(task, description=f"reading {number + 1:,} of {len(files):,} files")
-            for text in _documents(file, column):
+        for number, (file, head) in enumerate(zip(files, heads, strict=True)):
+            if number % GROUP == 0:
+                progress.update(task, description=f"reading {number + 1:,} of {len(files):,} files")
+            for text in _documents(file.path, column) if head is None else [_plain(file, head)]:
                 if text is None:
                     found["binaries"] += 1
                     continue
-                digest = hashlib.sha256(text).digest()
-                if digest in seen:
+                if head is None:
+                    one = _Document(COPIED, store.tell(), len(text), hashlib.sha256(text).digest())
+                else:
+                    one = _in_place(number, file.size, text, len(head) - len(text))
+                if (same := seen.get(one.digest)) and _are_equal(files, same, one):
                     found["duplicates"] += 1
                     continue
-                seen.add(digest)
-                group = near.group(len(documents), text)
-                found["near_duplicates"] += group != len(documents)
-                size = store.write(text)
-                kinds[file.suffix or file.name] += size
-                documents.append(_Document(store.tell() - size, size, digest, group))
+                seen[one.digest] = one
+                one.group = near.group(len(documents), text[:HEAD] if large else text)
+                found["near_duplicates"] += one.group != len(documents)
+                if head is None:
+                    store.write(text)
+                kinds[file.path.suffix or file.path.name] += one.size
+                documents.append(one)
     if not documents:
         raise DataError(f"{len(files):,} files, no text in them, wanted a text to learn from")
     for one in documents:  # two groups may have become one
         one.group = near.first(one.group)
-    return documents, kinds, found
+    figures = {"documents": len(documents), "kinds": dict(kinds.most_common()), **found}
+    return documents, figures
+
+
+def _in_place(number: int, file_size: int, text: bytes, start: int) -> _Document:
+    """text: its beginning, which stands at `start`."""
+    if file_size <= HEAD:
+        whole = _ended(text)
+        return _Document(number, start, len(whole), hashlib.sha256(whole).digest())
+    size = file_size - start + 1
+    return _Document(number, start, size, hashlib.sha256(b"%s\0%d" % (text, size)).digest())
+
+
+def _are_equal(files: list[_File], one: _Document, other: _Document) -> bool:
+    """Whether two of one digest are."""
+    if COPIED in (one.file, other.file) or files[other.file].size <= HEAD:
+        return True
+    return filecmp.cmp(files[one.file].path, files[other.file].path, shallow=False)
+
+
+def _heads(files: list[_File], column: str | None) -> Iterator[bytes | None]:
+    """The beginning of each file that can be read in place, read ahead; of others None."""
+    grain = wanted("grain", f"a corpus of more than {LARGE:,} bytes")
+
+    def read(first: int) -> list[bytes | None]:
+        return [_head(file, column) for file in files[first : first + GROUP]]
+
+    groups = grain.MapDataset.range(0, len(files), GROUP).map(read)
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
+    for heads in groups.to_iter_dataset(options):
+        yield from heads
+
+
+def _head(file: _File, column: str | None) -> bytes | None:
+    if any(_format(file.path, column)):
+        return None
+    try:
+        with open(file.path, "rb", buffering=0) as opened:
+            head = opened.read(HEAD)
+    except OSError as error:
+        raise _unreadable(file.path, error) from None
+    return None if head.startswith(UTF16) and not file.as_is else head
+
+
+def _plain(file: _File, head: bytes) -> bytes | None:
+    if file.as_is:
+        return head
+    return None if _is_binary(head) else head.removeprefix(codecs.BOM_UTF8)
 
 
 class _NearDuplicates:
@@ -190,13 +304,16 @@ class _NearDuplicates:
             return number
         hashed = RMinHash(PERMUTATIONS, 0)
         hashed.update(parts[:MOST_PARTS])
+        similarity = 0.0
         for other in sorted(self._index.query(hashed)):
-            if hashed.jaccard(self._hashes[other]) >= SIMILARITY:
+            similarity = max(similarity, found := hashed.jaccard(self._hashes[other]))
+            if found >= SIMILARITY:
                 a, b = sorted((self.first(other), self.first(number)))
                 if a != b:
                     self._above[b] = a
-        self._index.insert(number, hashed)
-        self._hashes[number] = hashed
+        if similarity < 1:  # else it is there: a thousand files that begin alike are one
+            self._index.insert(number, hashed)
+            self._hashes[number] = hashed
         return self.first(number)
 
 
@@ -207,21 +324,31 @@ def _held_out(documents: list[_Document]) -> set[int]:
     for one in documents:
         groups[one.group] = groups.get(one.group, 0) + one.size
     total, chosen, size = sum(groups.values()), set(), 0
-    least, most = (share * total for share in VALIDATION_RANGE)
+    wanted = min(VALIDATION_SHARE * total, MOST_VALIDATION)
+    least, most = (times * wanted for times in VALIDATION_RANGE)
     for group in sorted(groups, key=lambda group: documents[group].digest):
-        if size < VALIDATION_SHARE * total and size + groups[group] <= most:
+        if size < wanted and size + groups[group] <= most:
             chosen.add(group)
             size += groups[group]
     return chosen if size >= least else set()
 
 
-def _files(path: Path) -> Iterator[Path]:
+@dataclass(slots=True)
+class _File:
+    path: Path
+    size: int
+    time: int  # of its last change, in nanoseconds
+    as_is: bool = False  # the one plain file of a corpus: any bytes
+
+
+def _files(path: Path) -> Iterator[_File]:
     """A file, or those of a folder and the folders in it, in order; hidden ones and those of runs
     are left out."""
     if not path.is_dir():
-        if not path.is_file():
+        file = _regular(path)
+        if not file:
             raise DataError(f"{path}: no such file, wanted a file or a folder to learn from")
-        yield path
+        yield file
         return
     for folder, folders, names in os.walk(path, onerror=_refused):
         if CORPUS in names:
@@ -229,31 +356,44 @@ def _files(path: Path) -> Iterator[Path]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            file = Path(folder, name)
-            if not name.startswith(".") and file.is_file():
+            if not name.startswith(".") and (file := _regular(Path(folder, name))):
                 yield file
+
+
+def _regular(path: Path) -> _File | None:
+    with suppress(OSError, ValueError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            return _File(path, status.st_size, status.st_mtime_ns)
+    return None
 
 
 def _refused(error: OSError) -> None:
     raise DataError(f"{error.filename}: {(error.strerror or '').lower()}, wanted it readable")
 
 
-def _digest(files: list[Path], column: str | None) -> str:
+def _digest(files: list[_File], column: str | None) -> str:
     digest = hashlib.sha256(repr(column).encode())
     for file in files:
-        status = file.stat()
-        digest.update(f"\0{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+        digest.update(f"\0{os.path.abspath(file.path)}\0{file.size}\0{file.time}".encode())
     return digest.hexdigest()
+
+
+def _format(file: Path, column: str | None) -> tuple[str, str]:
+    """The suffix of what compresses it, and of a table whose rows are documents; "": none."""
+    suffixes = file.suffixes[-2:]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED else ""
+    kind = suffixes[-1] if suffixes else ""
+    is_table = kind in TABLES and (column is not None or kind == ".parquet")
+    return compression, kind if is_table else ""
 
 
 def _documents(file: Path, column: str | None) -> Iterator[bytes | None]:
     """What a file holds; None: not text. Each ends with a newline. Raises DataError."""
-    suffixes = file.suffixes[-2:]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED else ""
-    kind = suffixes[-1] if suffixes else ""
+    compression, kind = _format(file, column)
     try:
         with _opened(file, compression) as opened:
-            if kind in TABLES and (column is not None or kind == ".parquet"):
+            if kind:
                 values = _parquet if kind == ".parquet" else _json_lines
                 values = _csv if kind in (".csv", ".tsv") else values
                 for value in values(file, opened, column or "text"):
@@ -262,8 +402,12 @@ def _documents(file: Path, column: str | None) -> Iterator[bytes | None]:
                 data = opened.read()
                 yield None if _is_binary(data) else _ended(_as_utf8(data))
     except (OSError, EOFError, zlib.error, ZstdError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{file}: {reason.lower()}, wanted a readable file") from None
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return DataError(f"{file}: {reason.lower()}, wanted a readable file")
 
 
 def _ended(text: bytes) -> bytes:
@@ -285,20 +429,20 @@ def _opened(file: Path, compression: str) -> io.BufferedIOBase:
     if compression == ".gz":
         return gzip.open(file, "rb")
     if compression == ".zst":
-        zstandard = _wanted("zstandard", file)
+        zstandard = wanted("zstandard", file)
         return zstandard.open(file, "rb")
     return open(file, "rb")
 
 
-def _wanted(package: str, file: Path):
-    """A package of the extra `data`."""
+def wanted(package: str, what: object):
+    """A package of the extra `data`, which `what` needs. Raises DataError."""
     import importlib
 
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError:
         extra = "pip install -e '.[data]' in a clone of the project"
-        raise DataError(f"{file}: {package} is not installed, wanted: {extra}") from None
+        raise DataError(f"{what}: {package} is not installed, wanted: {extra}") from None
 
 
 def _text(file: Any) -> io.TextIOWrapper:
@@ -337,8 +481,8 @@ def _csv(file: Path, opened: io.BufferedIOBase, column: str) -> Iterator[str]:
 
 
 def _parquet(file: Path, opened: io.BufferedIOBase, column: str) -> Iterator[str]:
-    parquet = _wanted("pyarrow.parquet", file)
-    error = _wanted("pyarrow", file).ArrowException
+    parquet = wanted("pyarrow.parquet", file)
+    error = wanted("pyarrow", file).ArrowException
     try:
         table = parquet.ParquetFile(opened)
         if column not in table.schema_arrow.names:

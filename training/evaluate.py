@@ -81,7 +81,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     part, held_out, start = "held-out", corpus.validation, len(corpus.train)
     if len(corpus.test):
         part, held_out, start = "test", corpus.test, start + len(corpus.validation)
-    data = held_out[: arguments.limit]
+    data = np.asarray(held_out[: arguments.limit])
     place = f"bytes {start:,} to {start + len(data):,}"
     names["text"] = f"{corpus.name}, its {part} part: {place}"
     if arguments.against:

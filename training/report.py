@@ -27,6 +27,7 @@ with needs("tsm-report", "train"):
     from .checkpoint import load_model
     from .config import RunError
     from .corpora import sha256
+    from .data import text_at
     from .run import MODEL, RECORD, read_best, seconds_taken
     from .sample import surprise
     from .spec import SpecError
@@ -144,11 +145,9 @@ def _passage(out: Path, best: dict[str, Any]) -> tuple[list[tuple[str, str, str]
         return [], "The text is no longer where it was."
     if sha256(path) != best["data_sha256"]:
         return [], "The text has changed since."
-    held_out = np.memmap(path, dtype=np.uint8, mode="r")[data["train_bytes"] :][
-        : data["validation_bytes"]
-    ]
+    held_out = text_at(path)[data["train_bytes"] :][: data["validation_bytes"]]
     start = max(0, len(held_out) // 2 - PASSAGE_BYTES)
-    part = bytes(held_out[start : start + 2 * PASSAGE_BYTES])
+    part = np.asarray(held_out[start : start + 2 * PASSAGE_BYTES]).tobytes()
     line = part.find(b"\n", 0, PASSAGE_BYTES) + 1  # 0, where none begins
     passage = np.frombuffer(part[line : line + PASSAGE_BYTES], np.uint8)
     nats = surprise(*load_model(out / MODEL), passage)

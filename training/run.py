@@ -112,8 +112,9 @@ def mean_loss(config: TrainConfig, teachers: Models, windows: np.ndarray) -> flo
 def validation_windows(corpus: Corpus, config: TrainConfig) -> np.ndarray:
     count = (len(corpus.validation) - 1) // config.window
     chosen = np.linspace(0, count - 1, min(config.eval_windows, count)).astype(int)
-    places = chosen[:, None] * config.window + np.arange(config.window + 1)
-    return np.asarray(corpus.validation)[places].astype(np.int64)
+    starts = chosen * config.window
+    windows = [corpus.validation[start : start + config.window + 1] for start in starts]
+    return np.stack(windows).astype(np.int64)
 
 
 @dataclass
