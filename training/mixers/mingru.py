@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def weights_of(spec: ModelSpec) -> dict[str, Weight]:
     inner = spec.heads * spec.value_width
     return {
-        "short": Weight((spec.compression, spec.width), ("tap", "width")),
+        "short": Weight((spec.compression, spec.width), ("tap", "width"), Init(std=0.3)),
         "bias": Weight((inner,), ("inner",), Init(low=-4, high=1)),  # memories of 1 to 50 tokens
         "in": input_projection(spec, 3 * inner),  # update gate, candidate, output gate
         "out": output_projection(spec, inner),
