@@ -13,8 +13,8 @@ passkey  passkey retrieval (Mohtashami and Jaggi, 2023, arXiv 2305.16300): a num
          irrelevant sentences, then the question for it, in words of the paper
 parity   of the bits so far, which a state has to count (Grazzi et al., 2024, arXiv 2411.12537):
                                                                    0110?0
-permutation  where three things are after swaps of the first two (1) or the last two (2), which
-         do not commute:                                           1221?abc
+permutation  where three things are after swaps of the first two (1) or the last two (2), which do
+         not commute, and of none (0):                             1021?cba
 
 An example is one line, a function of (seed, distance) alone. Its distance, in bytes, is from the
 start of what is to be remembered to the start of the question. In mqar a pair's query comes one
@@ -51,7 +51,7 @@ MANY_KEYS = bytes(range(128, 256))  # for more pairs than there are letters
 PAIRS = 8  # of mqar; the paper's fewest is 4
 LETTERS, COPIED = b"abcdefghijklmnop", 8  # of copying; the paper copies 16, of a vocabulary of 16
 DIGITS, PASSKEY_DIGITS = b"0123456789", 5  # of passkey, as in the paper
-BITS, SWAPS, THINGS = b"01", b"12", b"abc"
+BITS, SWAPS, THINGS = b"01", b"012", b"abc"
 NOISE, ASK = b".", b"?"
 STATEMENT = b"The pass key is "
 QUESTION = b"What is the pass key? " + STATEMENT
@@ -131,9 +131,9 @@ def parity(seed: int, distance: int) -> Example:
 
 def permutation(seed: int, distance: int) -> Example:
     swaps, order = _draw(_random(seed, distance), SWAPS, distance), bytearray(THINGS)
-    for swap in swaps:
-        first = SWAPS.index(swap)
-        order[first], order[first + 1] = order[first + 1], order[first]
+    for swap in swaps.tobytes():
+        place = SWAPS.index(swap)
+        order[max(0, place - 1) : place + 1] = order[max(0, place - 1) : place + 1][::-1]
     text = swaps.tobytes() + ASK + bytes(order) + b"\n"
     return Example(text, _places(distance + 1, len(THINGS)))
 
@@ -152,6 +152,8 @@ TASKS = {
     "parity": Task(parity, 1, 1, len(BITS)),
     "permutation": Task(permutation, 1, len(THINGS), len(THINGS), states=6),
 }
+
+TRAINED = ("mqar-4", "mqar", "copying", "passkey")  # what train.py's --recall practises
 
 
 def corpus(task: str, size: int, seed: int = 0, longest: int = LONGEST) -> bytes:
