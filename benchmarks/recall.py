@@ -198,7 +198,7 @@ def _text(text: np.ndarray, config: TrainConfig, step: int) -> tuple[np.ndarray,
 
 
 def _passages(task: str, config: TrainConfig, step: int) -> tuple[np.ndarray, np.ndarray]:
-    return tasks.windows((task,), config.seed, step, config.batch, config.window)
+    return tasks.windows([TASKS[task]], config.seed, step, config.batch, config.window)
 
 
 @functools.cache

@@ -110,18 +110,28 @@ def test_a_corpus_is_whole_examples_of_other_seeds_than_the_evaluation(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_windows_are_whole_examples_whose_answers_alone_count(task):
-    tokens, counts = tasks.windows((task,), 7, 3, 4, 340)
+    tokens, counts = tasks.windows([TASKS[task]], 7, 3, 4, 340)
     assert tokens.shape == (4, 341) and counts.shape == (4, 340)
     for row, counted in zip(tokens.astype(np.uint8), counts, strict=True):
         assert counted.sum() == pytest.approx(340)
         lines = bytes(row).splitlines(keepends=True)
         answers = b"".join(SOLVERS[task](line) for line in lines if line.strip(b"."))
         assert bytes(row[1:][counted > 0]) == answers
-    again = tasks.windows((task,), 7, 3, 4, 340)
+    again = tasks.windows([TASKS[task]], 7, 3, 4, 340)
     assert (again[0] == tokens).all() and (again[1] == counts).all()
-    assert (tasks.windows((task,), 7, 4, 4, 340)[0] != tokens).any()
-    with pytest.raises(DataError, match="wanted one that holds"):
-        tasks.windows(("passkey",), 0, 0, 1, 64)
+    assert (tasks.windows([TASKS[task]], 7, 4, 4, 340)[0] != tokens).any()
+    with pytest.raises(DataError, match="window of 14 bytes, wanted "):
+        tasks.windows([TASKS["mqar"]], 0, 0, 1, 14)
+
+
+def test_a_stretch_of_real_text_comes_again():
+    text = np.frombuffer(b"".join(b"%d " % i for i in range(500)), np.uint8)
+    for seed, distance in ((1, 16), (2, 300), (3, 5000)):
+        example = tasks.repetition(text).example(seed, distance)
+        shown, again = example.text[:distance], example.text[distance:-1]
+        assert shown.startswith(again) and 16 <= len(again) <= 64
+        assert answer(example) == again[tasks.KNOWN_AGAIN :]
+        assert shown[:100] in bytes(text) * 2 or distance > 300
 
 
 def test_no_seed_of_a_corpus_is_one_of_the_evaluation(monkeypatch):

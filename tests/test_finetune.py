@@ -146,7 +146,7 @@ def test_passages_are_a_part_of_each_batch_and_their_answers_alone_count(corpus)
     for step, (tokens, counts) in enumerate(drawn):
         rows = [bytes(row.astype(np.uint8)) for row in tokens]
         assert [row in bytes(text.train) for row in rows] == [True, True, True, False]
-        passages, answers = tasks.windows(tasks.TRAINED, config.seed, step, 1, 200)
+        passages, answers = tasks.windows(tasks.practice(text.train), config.seed, step, 1, 200)
         assert (tokens[3] == passages[0]).all() and (counts[3] == answers[0]).all()
         assert (counts[:3] == 1).all()
     assert (drawn[0][0] != drawn[1][0]).any()

@@ -168,7 +168,7 @@ def advance(
     more = {}
     if recalled:
         shape = config.seed, run.step, recalled, config.window
-        passages, answers = tasks.windows(tasks.TRAINED, *shape)
+        passages, answers = tasks.windows(tasks.practice(corpus.train), *shape)
         of_text = np.ones((config.batch - recalled, config.window), np.float32)
         more = {"counts": np.concatenate([of_text, answers])}
         tokens.append(passages)

@@ -52,6 +52,8 @@ PAIRS = 8  # of mqar; the paper's fewest is 4
 LETTERS, COPIED = b"abcdefghijklmnop", 8  # of copying; the paper copies 16, of a vocabulary of 16
 DIGITS, PASSKEY_DIGITS = b"0123456789", 5  # of passkey, as in the paper
 BITS, SWAPS, THINGS = b"01", b"012", b"abc"
+REPEATED = 16, 64  # bytes of text that come again, at least and at most
+KNOWN_AGAIN = 4  # bytes, after which what comes can be told
 NOISE, ASK = b".", b"?"
 STATEMENT = b"The pass key is "
 QUESTION = b"What is the pass key? " + STATEMENT
@@ -153,7 +155,25 @@ TASKS = {
     "permutation": Task(permutation, 1, len(THINGS), len(THINGS), states=6),
 }
 
-TRAINED = ("mqar-4", "mqar", "copying", "passkey")  # what train.py's --recall practises
+
+def repetition(text: np.ndarray) -> Task:
+    """A stretch of this text (bytes), more of it, and the stretch again, which from then on can be
+    told. Of a text too short for a distance, what there is again and again."""
+
+    def make(seed: int, distance: int) -> Example:
+        random = _random(seed, distance)
+        count = int(random.integers(REPEATED[0], min(distance, REPEATED[1]) + 1))
+        start = int(random.integers(len(text)))
+        shown = np.resize(text[start : start + distance], distance).astype(np.uint8).tobytes()
+        answers = range(distance + KNOWN_AGAIN, distance + count)
+        return Example(shown + shown[:count] + b"\n", tuple(answers))
+
+    return Task(make, REPEATED[0], REPEATED[1] - KNOWN_AGAIN, 256)
+
+
+def practice(text: np.ndarray) -> list[Task]:
+    """What train.py's --recall mixes into a text."""
+    return [TASKS["mqar-4"], TASKS["mqar"], TASKS["copying"], TASKS["passkey"], repetition(text)]
 
 
 def corpus(task: str, size: int, seed: int = 0, longest: int = LONGEST) -> bytes:
@@ -168,25 +188,27 @@ def corpus(task: str, size: int, seed: int = 0, longest: int = LONGEST) -> bytes
 
 
 def windows(
-    names: Sequence[str], seed: int, step: int, rows: int, window: int
+    practised: Sequence[Task], seed: int, step: int, rows: int, window: int
 ) -> tuple[Int[np.ndarray, "rows {window}+1"], Float[np.ndarray, "rows {window}"]]:
-    """Training windows number `step`: whole examples of these tasks, at distances log-uniform from
-    a task's shortest to the window, and what each target counts: an answer's bytes alone, together
-    as much as the bytes of a window of text. A function of its arguments."""
+    """Training windows number `step`: whole examples of these tasks, those that fit, at distances
+    log-uniform from a task's shortest on, and what each target counts: an answer's bytes alone,
+    together as much as the bytes of a window of text. A function of its arguments. Raises DataError
+    where none fits."""
     random = _random(seed, step)
     tokens = np.full((rows, window + 1), NOISE[0], np.int64)
     counts = np.zeros((rows, window), np.float32)
     row, end, refused = 0, 0, 0
     while row < rows:
-        name = names[random.integers(len(names))]
-        task = TASKS[name]
-        shortest = math.log(task.shortest)
-        spread = random.uniform(shortest, max(shortest, math.log(window)))
-        example = task.example(int(random.integers(EVALUATION_SEED)), int(math.exp(spread)))
+        task = practised[random.integers(len(practised))]
+        longest = max(task.shortest, window)
+        distance = int(math.exp(random.uniform(math.log(task.shortest), math.log(longest))))
+        number = int(random.integers(EVALUATION_SEED))
+        example = task.example(number, max(task.shortest, distance))
         if len(example.text) > window + 1:
             refused += 1
             if refused == 1000:
-                raise DataError(f"window of {window} bytes, wanted one that holds {name}")
+                wanted = len(example.text) - 1
+                raise DataError(f"window of {window} bytes, wanted {wanted} for passages to recall")
             continue
         refused = 0
         if end + len(example.text) > window + 1:
