@@ -163,9 +163,8 @@ class Engine:
         inputs = torch.as_tensor(tokens, device=self.device)
         noise = self._noise(len(tokens), tokens.shape[1] - 1) if self.dropout else None
         teacher_probabilities = self.teacher_probabilities(inputs) if self.teachers else None
-        if counts is not None:
-            counts = torch.as_tensor(counts, device=self.device)
-        loss = self.loss(points, inputs, noise, teacher_probabilities, counts)
+        counted = None if counts is None else torch.as_tensor(counts, device=self.device)
+        loss = self.loss(points, inputs, noise, teacher_probabilities, counted)
         gradients = torch.autograd.grad(loss, list(points.values()))
         with torch.no_grad():
             named = dict(zip(points, gradients, strict=True))

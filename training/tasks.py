@@ -127,8 +127,8 @@ def passkey(seed: int, distance: int) -> Example:
 
 def parity(seed: int, distance: int) -> Example:
     bits = _draw(_random(seed, distance), BITS, distance)
-    answer = BITS[np.count_nonzero(bits == BITS[1]) % 2]
-    return Example(bits.tobytes() + ASK + bytes([answer]) + b"\n", (distance + 1,))
+    answer = bytes([BITS[bits.tobytes().count(BITS[1]) % 2]])
+    return Example(bits.tobytes() + ASK + answer + b"\n", (distance + 1,))
 
 
 def permutation(seed: int, distance: int) -> Example:
@@ -199,7 +199,7 @@ def windows(
     counts = np.zeros((rows, window), np.float32)
     row, end, refused = 0, 0, 0
     while row < rows:
-        task = practised[random.integers(len(practised))]
+        task = practised[int(random.integers(len(practised)))]
         longest = max(task.shortest, window)
         distance = int(math.exp(random.uniform(math.log(task.shortest), math.log(longest))))
         number = int(random.integers(EVALUATION_SEED))
