@@ -265,7 +265,7 @@ def train(
         if i % TOGETHER == 0:
             jax.block_until_ready(finite)
     means = [np.mean(losses[i : i + TOGETHER], axis=0) for i in range(0, len(losses), TOGETHER)]
-    curves = np.round(means, 4).T.tolist()  # (runs, points)
+    curves = np.round(np.array(means, float), 4).T.tolist()  # (runs, points)
     return engine.save(average), np.array(finite), curves
 
 
