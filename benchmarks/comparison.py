@@ -39,7 +39,7 @@ def everything() -> dict[str, list[dict[str, Any]]]:
         "costs": read(cost.RESULTS),
         "steps": read(step.RESULTS),
         "rates": schedules.alike(read(schedules.RESULTS)),
-        "recalls": read(recall.RESULTS),
+        "recalls": recall.of_every_byte(read(recall.RESULTS)),
     }
 
 

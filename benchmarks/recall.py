@@ -2,17 +2,24 @@
 
     python benchmarks/recall.py                 # goes on where it was stopped
     python benchmarks/recall.py --table         # what has been measured so far
+    python benchmarks/recall.py --answers --tasks mqar --mixers addressed beam --rates 0.008 \\
+        --width 64 --batch 32 --window 48 --steps 2500          # for one core of a CPU
 
 Systems are those of quality.py with 2 layers. Each is trained by the product's own step in JAX
 on a corpus of training/tasks.py long enough that no byte is seen twice, in windows of 256, so that
-distances above 192 were never seen; the loss counts every byte, not the answers alone. Then it is
-evaluated, averaged weights in fp32 on the CPU, on 50 examples a distance whose seeds no corpus has.
-A result is a line of recall.jsonl: one (task, mixer, seed, rate) at one protocol.
+distances above 192 were never seen; the loss counts every byte. Then it is evaluated, averaged
+weights in fp32 on the CPU, on 50 examples a distance whose seeds no corpus has. A result is a line
+of recall.jsonl: one (task, mixer, seed, rate) at one protocol.
+
+--answers is the protocol in which recall is learned soon: the answers alone count, in windows of
+whole examples, drawn as the training goes on, and AdamW trains all weights at the rate given.
 
 Recall is known to be sensitive to the rate (arXiv 2508.19029), and all have one: a mixer that fails
 here may succeed at another of --rates. Of several rates the table has the one with the most bytes
-right at the distances of the corpus; a run that diverged has none. All runs of a mixer are one
-program (vmap), made for a GPU: nine take a minute of an H100, a CPU takes hours.
+right at the distances of the corpus; a run that diverged has none. On a GPU all runs of a mixer
+are one program (vmap): nine take a minute of an H100. A CPU makes one run after the other, and
+takes hours but for small models: --width, in heads of 32, --batch and --window. The mean loss of
+every 100 steps is kept with the result.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +76,7 @@ MIXERS = {SYSTEMS[name].mixer: SYSTEMS[name].replace(layers=LAYERS) for name in 
 MIXERS[HYBRID] = SYSTEMS["TSM"].replace(layers=LAYERS, mixer=HYBRID)
 ADDRESSED = MATRIX.replace(layers=LAYERS, mixer="addressed", rotation=False, value_width=51)
 MIXERS["addressed"] = ADDRESSED
+BY_DEFAULT = ["mqar", "copying", "passkey"]  # of the tasks
 RATES = (0.02,)  # of Muon
 # preset: a name of train.py's own table, which the specs here take the place of.
 CONFIG = TrainConfig(
@@ -83,13 +91,15 @@ CONFIG = TrainConfig(
     average_decay=AVERAGE_DECAY,
     precision="fp32",  # a GPU's products of fp32 are in tf32
 )
-TOGETHER = 100  # steps that wait in JAX's queue
+ANSWERS = "answers"  # what counted in the training of a result
+TOGETHER = 100  # steps that wait in JAX's queue, and whose mean loss is a point of the curve
+HEAD = 32  # keys and values of the smaller models
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
 def main() -> int:
     arguments = _parse()
-    config = replace(CONFIG, steps=arguments.steps)
+    config = replace(CONFIG, steps=arguments.steps, batch=arguments.batch, window=arguments.window)
     results = read(arguments.out)
     try:
         check(config)
@@ -99,48 +109,75 @@ def main() -> int:
                     evaluation_examples(task, distance, 1)
             for mixer in arguments.mixers:
                 runs = list(_waiting(results, arguments, mixer, config))
-                if runs:
-                    for found in measure(mixer, runs, arguments.distances, arguments.examples):
+                at_once = 1 if jax.default_backend() == "cpu" else max(1, len(runs))
+                for i in range(0, len(runs), at_once):
+                    for found in measure(mixer, runs[i : i + at_once], arguments):
                         results.append(append(arguments.out, found))
     except (DataError, OSError, RunError) as error:
         print(f"recall: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    print(table(results))
+    print(table(of_every_byte(results)))
+    print(f"\nThe answers alone counted in training:\n\n{answers_table(results)}")
     return 0
+
+
+def spec_of(mixer: str, width: int) -> ModelSpec:
+    """At the width of `MIXERS`, or smaller."""
+    if width == MIXERS[mixer].width:
+        return MIXERS[mixer]
+    heads = {"heads": width // HEAD, "key_width": HEAD, "value_width": HEAD}
+    return MIXERS[mixer].replace(width=width, chunk=16, **heads)
 
 
 def _waiting(
     results: list[dict[str, Any]], arguments: argparse.Namespace, mixer: str, config: TrainConfig
 ) -> Iterator[tuple[str, TrainConfig]]:
-    names = ("task", "mixer", "config", "examples", "distances")
-    done = [tuple(r[name] for name in names) for r in results]
-    how = arguments.examples, arguments.distances
+    names = ("task", "mixer", "examples", "distances")
+    done = [
+        (
+            *(r[name] for name in names),
+            asdict(CONFIG) | r["config"],
+            r["spec"]["width"],
+            r.get("counted"),
+        )
+        for r in results
+    ]
+    how = mixer, arguments.examples, arguments.distances
+    kind = arguments.width, ANSWERS if arguments.answers else None
     for task in arguments.tasks:
         for seed in arguments.seeds:
             for rate in arguments.rates:
                 rates = {"muon_learning_rate": rate, "adam_learning_rate": ADAM_FRACTION * rate}
+                if arguments.answers:
+                    rates = {"muon_learning_rate": 0.0, "adam_learning_rate": rate}
                 wanted = replace(config, seed=seed, **rates)
-                if (task, mixer, asdict(wanted), *how) not in done:
+                if (task, *how, asdict(wanted), *kind) not in done:
                     yield task, wanted
 
 
 def measure(
-    mixer: str, runs: list[tuple[str, TrainConfig]], distances: list[int], examples: int
+    mixer: str, runs: list[tuple[str, TrainConfig]], arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Models trained together and evaluated; no rows of one that diverged."""
-    spec, config = MIXERS[mixer], runs[0][1]
-    # One window more than the steps take, as each epoch of data.batch begins at an offset.
-    size = (config.steps * config.batch + 1) * config.window + 1
-    texts = [_corpus(task, size, c.seed) for task, c in runs]
-    averages, finite = train(spec, [c for _, c in runs], texts, f"{mixer}, {len(runs)} runs")
+    distances, examples = arguments.distances, arguments.examples
+    spec, config = spec_of(mixer, arguments.width), runs[0][1]
+    if arguments.answers:
+        draws = [functools.partial(_passages, task, c) for task, c in runs]
+    else:
+        # One window more than the steps take, as each epoch of data.batch begins at an offset.
+        size = (config.steps * config.batch + 1) * config.window + 1
+        draws = [functools.partial(_text, _corpus(task, size, c.seed), c) for task, c in runs]
+    name = f"{mixer}, {len(runs)} runs"
+    averages, finite, curves = train(spec, [c for _, c in runs], draws, name)
     jobs = []
     for i, (task, _) in enumerate(runs):
         weights = {name: value[i] for name, value in averages.items()}
         jobs.append((spec, weights, task, distances if finite[i] else [], examples))
     with multiprocessing.get_context("spawn").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
-        for (task, config), rows in zip(runs, pool.imap(_rows, jobs), strict=True):
+        evaluated = zip(runs, curves, pool.imap(_rows, jobs), strict=True)
+        for (task, config), curve, rows in evaluated:
             yield {
                 "task": task,
                 "mixer": mixer,
@@ -149,10 +186,24 @@ def measure(
                 "parameters": parameter_count(spec),
                 "distances": distances,
                 "rows": rows,
+                **({"counted": ANSWERS} if arguments.answers else {}),
+                "curve": curve,
                 "spec": spec.to_dict(),
                 "config": asdict(config),
                 "trained_on": jax.devices()[0].device_kind,
             }
+
+
+Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]  # of a step: windows, what targets count
+
+
+def _text(text: np.ndarray, config: TrainConfig, step: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = data.batch(text, config.seed, step, config.batch, config.window)
+    return tokens, np.ones((config.batch, config.window), np.float32)
+
+
+def _passages(task: str, config: TrainConfig, step: int) -> tuple[np.ndarray, np.ndarray]:
+    return tasks.windows([TASKS[task]], config.seed, step, config.batch, config.window)
 
 
 @functools.cache
@@ -169,12 +220,15 @@ def _rows(job: tuple[ModelSpec, dict[str, np.ndarray], str, list[int], int]) -> 
 
 
 def train(
-    spec: ModelSpec, configs: list[TrainConfig], texts: list[np.ndarray], name: str
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Averaged weights of every run, (runs, ...) each, and which of them stayed finite. Runs differ
-    in their texts, of one length, and in their seeds and rates alone."""
+    spec: ModelSpec, configs: list[TrainConfig], draws: list[Draw], name: str
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[list[float]]]:
+    """Averaged weights of every run, (runs, ...) each, which of them stayed finite, and the mean
+    loss of each TOGETHER steps. Runs differ in what they draw, and in their seeds and rates alone.
+    """
     config, bf16 = configs[0], configs[0].precision == "bf16"
     engine, schedule = Engine(spec, 0.0, bf16, compiled=True), scheduled(config)
+    if not any(c.muon_learning_rate for c in configs):
+        engine.table = {name: replace(row, muon=False) for name, row in engine.table.items()}
     initial = [model.initialise(spec, c.seed) for c in configs]
     weights = {n: jnp.array(np.stack([one[n] for one in initial])) for n in initial[0]}
     average = {n: jnp.array(w) for n, w in weights.items()}
@@ -186,31 +240,73 @@ def train(
     same = {"weight_decay": config.weight_decay, "clip": config.clip}
     axes = {"step": None, **dict.fromkeys(rates, 0), **dict.fromkeys(same)}
     step = jax.jit(
-        jax.vmap(engine.pure_step, in_axes=(0, 0, 0, 0, None, axes, None)),
+        jax.vmap(engine.pure_step, in_axes=(0, 0, 0, 0, None, axes, None, None, 0)),
         donate_argnums=(0, 1, 2),
     )
     finite, no_key = jnp.ones(len(configs), bool), np.zeros(2, np.uint32)  # without dropout
+    losses: list[Any] = []
     for i in track(range(config.steps), name):
-        tokens = [
-            data.batch(text, c.seed, i, config.batch, config.window)
-            for c, text in zip(configs, texts, strict=True)
-        ]
+        tokens, counts = (np.stack(x) for x in zip(*(draw(i) for draw in draws), strict=True))
         fraction = schedule.fraction(i, schedule.initial_memory())
         settings = {"step": i, **{n: r * fraction for n, r in rates.items()}, **same}
         weights, state, average, loss, norm = step(
-            weights, state, average, np.stack(tokens), no_key, settings, schedule.decay_at(i)
+            weights,
+            state,
+            average,
+            tokens,
+            no_key,
+            settings,
+            schedule.decay_at(i),
+            schedule.toward_average,
+            counts,
         )
+        losses.append(loss)
         finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
         if i % TOGETHER == 0:
             jax.block_until_ready(finite)
-    return engine.save(average), np.array(finite)
+    means = [np.mean(losses[i : i + TOGETHER], axis=0) for i in range(0, len(losses), TOGETHER)]
+    curves = np.round(np.array(means, float), 4).T.tolist()  # (runs, points)
+    return engine.save(average), np.array(finite), curves
+
+
+def of_every_byte(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose training counted every byte."""
+    return [r for r in results if "counted" not in r]
+
+
+def answers_table(results: list[dict[str, Any]]) -> str:
+    """The share of whole answers that are right (of their bytes), of the runs whose answers alone
+    counted: means over the seeds, at the best learning rate."""
+    results = [r for r in results if r.get("counted") == ANSWERS]
+    distances = sorted({row["distance"] for r in results for row in r["rows"]})
+    names = ["task", "mixer", "width", "steps", "windows", "rate", "seeds", *map(str, distances)]
+    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
+    groups: dict[tuple[Any, ...], dict[float, list[dict[str, Any]]]] = {}
+    for r in results:
+        config = r["config"]
+        windows = f"{config['batch']} x {config['window']}"
+        key = r["task"], r["mixer"], r["spec"]["width"], config["steps"], windows
+        groups.setdefault(key, {}).setdefault(config["adam_learning_rate"], []).append(r)
+    for key, rates in sorted(groups.items()):
+        rate = max(rates, key=lambda rate: _bytes_right(rates[rate]))
+        runs, cells = rates[rate], [*map(str, key), str(rate), str(len(rates[rate]))]
+        for distance in distances:
+            rows = [row for r in runs for row in r["rows"] if row["distance"] == distance]
+            whole, some = (
+                statistics.mean([row[name] for row in rows] or [0.0])
+                for name in ("accuracy", "byte_accuracy")
+            )
+            cells.append(f"{whole:.2f} ({some:.2f})" if rows else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """The share of answer bytes that are right, by task and distance: means over the seeds, at the
     learning rate that is best at the distances of the corpus."""
     distances = sorted({row["distance"] for r in results for row in r["rows"]})
-    columns = [(task, d) for task in TASKS for d in distances]
+    found = [task for task in TASKS if any(r["task"] == task for r in results)]
+    columns = [(task, d) for task in found for d in distances]
     names = ["mixer", *(f"{task} {d}" for task, d in columns)]
     lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
     for mixer, steps in sorted({(r["mixer"], r["config"]["steps"]) for r in results}):
@@ -224,7 +320,7 @@ def table(results: list[dict[str, Any]]) -> str:
             right = [_right(r, distance, distance) for r in runs]
             cells.append(f"{statistics.mean(right):.2f}" if right else "")
         lines.append("| " + " | ".join(cells) + " |")
-    chance = ", ".join(f"{name} {1 / task.alphabet:.2f}" for name, task in TASKS.items())
+    chance = ", ".join(f"{name} {1 / TASKS[name].alphabet:.2f}" for name in found)
     return "\n".join([*lines, "", f"Chance: {chance}."])
 
 
@@ -245,18 +341,26 @@ def _parse() -> argparse.Namespace:
     several = {"nargs": "+", "metavar": "NAME"}
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument(
-        "--tasks", choices=TASKS, default=list(TASKS), help=f"of {', '.join(TASKS)}", **several
+        "--tasks", choices=TASKS, default=BY_DEFAULT, help=f"of {', '.join(TASKS)}", **several
     )
     parser.add_argument(
         "--mixers", choices=MIXERS, default=list(MIXERS), help=f"of {', '.join(MIXERS)}", **several
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--steps", type=int, default=CONFIG.steps, help="default: %(default)s")
+    parser.add_argument(
+        "--answers", action="store_true", help="count the answers alone in training"
+    )
+    parser.add_argument("--width", type=int, default=ADDRESSED.width, help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=CONFIG.batch, help="default: %(default)s")
+    parser.add_argument("--window", type=int, default=WINDOW, help="default: %(default)s")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--distances", type=int, nargs="+", default=list(DISTANCES))
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="default: %(default)s")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     arguments = parser.parse_args()
+    if arguments.width < HEAD or arguments.width % HEAD:
+        parser.error(f"--width {arguments.width}: wanted a multiple of {HEAD}")
     if arguments.examples < 1:
         parser.error("--examples wants at least 1")
     return arguments

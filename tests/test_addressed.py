@@ -66,6 +66,16 @@ def test_a_key_that_comes_again_and_again_loses_no_digit():
     assert np.allclose(unit_lower_inverse(np_xp, lower), np.linalg.inv(np.eye(16) - lower))
 
 
+def test_chunks_are_finite_where_all_is_forgotten():
+    """As an encoder asks for it that is far out: the cosine of pi/2 in fp32."""
+    ones, forgotten = np.ones((1, 1, 8), np.float32), np.cos(np.float32(np.pi / 2))
+    key, memory = ones[..., None], np.ones((1, 1, 1, 1), np.float32)
+    read, _ = chunked_form(
+        np_xp, key, key, key, (0 * ones, None), ones, forgotten * ones, memory, chunk=8
+    )
+    assert forgotten < 0 and np.allclose(read, 1)
+
+
 def test_chunks_are_steps_where_one_key_comes_again_and_again():
     length, random = 100, np.random.default_rng(0)
     keys = np.repeat(np.eye(3)[:1], length, axis=0)

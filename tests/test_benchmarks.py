@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import sys
@@ -49,11 +50,20 @@ def test_recall_compares_equal_parameters_and_goes_on():
     for mixer, spec in recall.MIXERS.items():
         assert 0.97 < parameter_count(spec) / base < 1.03, mixer
     config = replace(recall.CONFIG, steps=2, batch=1)
-    wanted = Namespace(tasks=["mqar"], seeds=[0, 1], rates=[0.02], distances=[16], examples=1)
+    wanted = Namespace(
+        tasks=["mqar"],
+        seeds=[0, 1],
+        rates=[0.02],
+        distances=[16],
+        examples=1,
+        width=128,
+        answers=False,
+    )
     waiting = list(recall._waiting([], wanted, "mingru", config))
     assert [config.seed for _, config in waiting] == [0, 1]
-    found = list(recall.measure("mingru", waiting, [16], 1))
+    found = list(recall.measure("mingru", waiting, wanted))
     found = json.loads(json.dumps(found))
+    assert [len(result["curve"]) for result in found] == [1, 1]
     assert not list(recall._waiting(found, wanted, "mingru", config))
     assert list(recall._waiting(found[:1], wanted, "mingru", config)) == waiting[1:]
     (row,) = found[0]["rows"]
@@ -77,7 +87,8 @@ def test_runs_trained_together_are_those_trained_alone():
     text = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
     bad = replace(config, seed=2, adam_learning_rate=np.inf)
     configs = [config, replace(config, seed=1, muon_learning_rate=0.01), bad]
-    together, finite = recall.train(spec, configs, [text] * 3, "")
+    draws = [functools.partial(recall._text, text, c) for c in configs]
+    together, finite, _ = recall.train(spec, configs, draws, "")
     assert finite.tolist() == [True, True, False]
     for i, config in enumerate(configs[:2]):
         engine, schedule = engine_jax.Engine(spec, 0.0, False, True), scheduled(config)
@@ -86,6 +97,24 @@ def test_runs_trained_together_are_those_trained_alone():
             advance(engine, run, schedule, config, Corpus("", Path(), text, text, text[:0]))
         for name, alone in engine.save(run.average).items():
             assert np.abs(together[name][i] - alone).max() < 2e-4, name
+
+
+def test_recall_whose_answers_alone_count_is_small_and_has_a_table_of_its_own(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "recall.jsonl"
+    command = "--answers --width 32 --tasks mqar-4 --mixers mingru --seeds 0 --steps 2 --batch 1"
+    command += " --window 64 --distances 16 --examples 1"
+    monkeypatch.setattr(sys, "argv", ["recall.py", *command.split(), "--out", str(out)])
+    assert recall.main() == 0
+    (result,) = read(out)
+    assert result["spec"]["heads"] == 1 and result["parameters"] < 60_000
+    assert recall.main() == 0 and len(read(out)) == 1  # it is there
+    assert recall.of_every_byte([result]) == []
+    (row,) = result["rows"]
+    cell = f"{row['accuracy']:.2f} ({row['byte_accuracy']:.2f})"
+    wanted = f"| mqar-4 | mingru | 32 | 2 | 1 x 64 | 0.02 | 1 | {cell} |"
+    assert wanted in recall.answers_table([result])
 
 
 def test_the_table_of_recall_has_the_best_learning_rate():

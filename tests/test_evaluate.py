@@ -43,7 +43,24 @@ def solve_passkey(text: bytes) -> bytes:
     return found[1]
 
 
-SOLVERS = {"mqar": solve_mqar, "copying": solve_copying, "passkey": solve_passkey}
+def solve_parity(text: bytes) -> bytes:
+    return b"01"[text.partition(b"?")[0].count(b"1") % 2 :][:1]
+
+
+def solve_permutation(text: bytes) -> bytes:
+    a, b, c = b"abc"
+    for swap in text.partition(b"?")[0]:
+        a, b, c = {"0": (a, b, c), "1": (b, a, c), "2": (a, c, b)}[chr(swap)]
+    return bytes([a, b, c])
+
+
+SOLVERS = {
+    **dict.fromkeys(("mqar", "mqar-4", "mqar-16", "mqar-64"), solve_mqar),
+    "copying": solve_copying,
+    "passkey": solve_passkey,
+    "parity": solve_parity,
+    "permutation": solve_permutation,
+}
 
 
 def answer(example: tasks.Example) -> bytes:
@@ -53,17 +70,18 @@ def answer(example: tasks.Example) -> bytes:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("distance", [None, 64, 1024])
 def test_reading_the_text_gives_every_answer(task, distance):
+    distance = max(distance or 0, TASKS[task].shortest)
     for seed in range(50):
-        example = TASKS[task].example(seed, distance or TASKS[task].shortest)
+        example = TASKS[task].example(seed, distance)
         assert SOLVERS[task](example.text) == answer(example)
         assert len(example.answers) == TASKS[task].answer_bytes
         assert example.text.count(b"\n") == 1 and example.text.endswith(b"\n")
-        assert example == TASKS[task].example(seed, distance or TASKS[task].shortest)
+        assert example == TASKS[task].example(seed, distance)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_question_comes_at_its_distance(task):
-    for distance in (16, 100, 1000):
+    for distance in (max(16, TASKS[task].shortest), 200, 1000):
         text = TASKS[task].example(3, distance).text
         start = text.index(tasks.STATEMENT) + len(tasks.STATEMENT) if task == "passkey" else 0
         question = tasks.QUESTION if task == "passkey" else tasks.ASK
@@ -82,11 +100,38 @@ def test_a_corpus_is_whole_examples_of_other_seeds_than_the_evaluation(task):
     text = tasks.corpus(task, 20_000)
     lines = text.splitlines(keepends=True)
     assert len(text) - len(lines[-1]) < 20_000 <= len(text)
-    if task != "mqar":  # its answers stand between the queries
+    if not task.startswith("mqar"):  # whose answers stand between the queries
         assert all(line.rstrip(b".\n").endswith(SOLVERS[task](line)) for line in lines)
     assert text == tasks.corpus(task, 20_000) != tasks.corpus(task, 20_000, seed=1)
-    drawn = {e.text for d in range(16, 193) for e in tasks.evaluation_examples(task, d, 5)}
+    apart = range(max(24, TASKS[task].shortest), 193)  # few bits are soon all that there are
+    drawn = {e.text for d in apart for e in tasks.evaluation_examples(task, d, 5)}
     assert not drawn & set(lines)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_windows_are_whole_examples_whose_answers_alone_count(task):
+    tokens, counts = tasks.windows([TASKS[task]], 7, 3, 4, 340)
+    assert tokens.shape == (4, 341) and counts.shape == (4, 340)
+    for row, counted in zip(tokens.astype(np.uint8), counts, strict=True):
+        assert counted.sum() == pytest.approx(340)
+        lines = bytes(row).splitlines(keepends=True)
+        answers = b"".join(SOLVERS[task](line) for line in lines if line.strip(b"."))
+        assert bytes(row[1:][counted > 0]) == answers
+    again = tasks.windows([TASKS[task]], 7, 3, 4, 340)
+    assert (again[0] == tokens).all() and (again[1] == counts).all()
+    assert (tasks.windows([TASKS[task]], 7, 4, 4, 340)[0] != tokens).any()
+    with pytest.raises(DataError, match="window of 14 bytes, wanted "):
+        tasks.windows([TASKS["mqar"]], 0, 0, 1, 14)
+
+
+def test_a_stretch_of_real_text_comes_again():
+    text = np.frombuffer(b"".join(b"%d " % i for i in range(500)), np.uint8)
+    for seed, distance in ((1, 16), (2, 300), (3, 5000)):
+        example = tasks.repetition(text).example(seed, distance)
+        shown, again = example.text[:distance], example.text[distance:-1]
+        assert shown.startswith(again) and 16 <= len(again) <= 64
+        assert answer(example) == again[tasks.KNOWN_AGAIN :]
+        assert shown[:100] in bytes(text) * 2 or distance > 300
 
 
 def test_no_seed_of_a_corpus_is_one_of_the_evaluation(monkeypatch):
@@ -128,7 +173,7 @@ def look_up(texts: list[bytes]) -> evaluate.Scorer:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_uniform_model_pays_log_256_and_a_perfect_one_nothing(task):
-    distances = [32, 1500]  # the second over more than one block
+    distances = [max(32, TASKS[task].shortest), 1500]  # the second over more than one block
     for row in evaluate.recall(uniform, task, distances, 3)["distances"]:
         assert row["nats_per_answer_byte"] == math.log(256)
         assert row["accuracy"] == row["byte_accuracy"] == 0
@@ -155,11 +200,13 @@ def test_one_wrong_byte_makes_an_answer_wrong():
 
 def test_chance_is_a_guess_among_the_bytes_of_an_answer():
     for name, task in TASKS.items():
-        examples = [task.example(seed, 64) for seed in range(200)]
+        examples = [task.example(seed, 128) for seed in range(200)]
         assert len({byte for example in examples for byte in answer(example)}) == task.alphabet
-        found = evaluate.recall(uniform, name, [16], 1)
+        found = evaluate.recall(uniform, name, [128], 1)
         assert found["chance_nats_per_answer_byte"] == math.log(task.alphabet)
-        assert found["chance_accuracy"] == pytest.approx((1 / task.alphabet) ** task.answer_bytes)
+        whole = {answer(example) for example in examples}  # of permutation all six
+        chance = 1 / len(whole) if task.states else task.alphabet**-task.answer_bytes
+        assert found["chance_accuracy"] == pytest.approx(chance)
 
 
 # Loss by position
@@ -288,10 +335,11 @@ def test_a_corpus_of_a_task_is_written_and_a_model_evaluated_on_all(tmp_path, we
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_model_is_evaluated_on_a_task(task, weights, capsys):
-    command = [str(weights), "--task", task, "--distances", "16", "40", "--examples", "2"]
+    distances = [max(16, TASKS[task].shortest), 140]
+    command = [str(weights), "--task", task, "--examples", "2", "--distances", *map(str, distances)]
     assert evaluate.main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [row["distance"] for row in found["distances"]] == [16, 40]
+    assert [row["distance"] for row in found["distances"]] == distances
     assert all(row["nats_per_answer_byte"] > 0 for row in found["distances"])
     assert evaluate.main(command) == 0
     assert "chance_accuracy" in capsys.readouterr().out

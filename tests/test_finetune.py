@@ -13,7 +13,7 @@ import pytest
 from test_train import SETTINGS, SPEC, corpus, finish, killed_and_resumed, metrics, noisy_weights
 from test_train import command as train
 
-from tsm.training import engine_jax, engine_torch, model
+from tsm.training import engine_jax, engine_torch, model, tasks
 from tsm.training.checkpoint import load_model, read_arrays, save_model
 from tsm.training.config import RunError, TrainConfig, check
 from tsm.training.corpora import sha256
@@ -126,6 +126,38 @@ def test_a_part_of_each_batch_is_replayed(corpus, other):
         rows = [bytes(row.astype(np.uint8)) for row in tokens]
         assert [row in texts[0] for row in rows] == [True, True, True, False]
         assert rows[3] in texts[1]
+
+
+def test_passages_are_a_part_of_each_batch_and_their_answers_alone_count(corpus):
+    drawn = []
+
+    class Engine:
+        def rows(self, batch):
+            return slice(None)
+
+        def step(self, weights, optimizer, average, tokens, *rest, counts):
+            drawn.append((tokens, counts))
+            return weights, optimizer, average, 1.0, 1.0
+
+    config = TrainConfig(batch=4, window=200, recall=0.05, warmup_steps=0)
+    text, run = open_corpus(corpus, 200), Run(0, {}, {}, {}, {})
+    for _ in range(2):
+        advance(Engine(), run, scheduled(config), config, text)
+    for step, (tokens, counts) in enumerate(drawn):
+        rows = [bytes(row.astype(np.uint8)) for row in tokens]
+        assert [row in bytes(text.train) for row in rows] == [True, True, True, False]
+        passages, answers = tasks.windows(tasks.practice(text.train), config.seed, step, 1, 200)
+        assert (tokens[3] == passages[0]).all() and (counts[3] == answers[0]).all()
+        assert (counts[:3] == 1).all()
+    assert (drawn[0][0] != drawn[1][0]).any()
+
+
+@pytest.mark.parametrize(
+    "given", [{"replay": 0.5, "recall": 0.5}, {"recall": 0.1, "teachers": "x"}]
+)
+def test_recall_wants_text_beside_it_and_no_teachers(given):
+    with pytest.raises(RunError, match=r"--recall 0\.\d: wanted "):
+        check(TrainConfig(start="x", **given))
 
 
 @pytest.mark.parametrize("given", [{"lora": 4}, {"replay": 0.5}])

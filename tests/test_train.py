@@ -268,21 +268,28 @@ def test_bad_input_is_one_line(tmp_path, corpus, arguments, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("teachers", [0, 2])
-def test_both_engines_make_the_same_step(teachers):
+@pytest.mark.parametrize(("teachers", "counted"), [(0, False), (2, False), (0, True)])
+def test_both_engines_make_the_same_step(teachers, counted):
     values = noisy_weights()
     taught = [(SPEC, model.initialise(SPEC, seed)) for seed in range(1, 1 + teachers)]
     tokens = np.random.default_rng(2).integers(0, 256, (3, 65))
     settings = {**SETTINGS, "step": 3}
+    # Of the first row three targets alone count.
+    counts = np.ones((3, 64), np.float32)
+    counts[0] = np.isin(np.arange(64), (10, 40, 63)) * (64 / 3)
+    more = {"counts": counts} if counted else {}
     results = []
     for library in (engine_torch, engine_jax):
         engine = library.Engine(SPEC, 0.0, bf16=False, compiled=False, teachers=taught)
         weights, average = engine.load(values), engine.load(values)
         state = engine.optimizer_state(weights)
         weights, state, average, loss, norm = engine.step(
-            weights, state, average, tokens, 0, settings, 0.5
+            weights, state, average, tokens, 0, settings, 0.5, **more
         )
         results.append((engine.save(weights), engine.save(average), loss, norm))
+        if not teachers:
+            nats = engine.losses(engine.load(values), tokens)
+            assert loss == pytest.approx((nats * counts).mean() if counted else nats.mean())
     (one, one_average, loss, norm), (other, other_average, other_loss, other_norm) = results
     assert loss == pytest.approx(other_loss, rel=1e-5)
     assert norm == pytest.approx(other_norm, rel=1e-4)

@@ -81,6 +81,11 @@ class TrainConfig:
         "part of each batch that is taken from the text of the model of --start, which keeps it "
         "from forgetting that",
     )
+    recall: float = _setting(
+        0.0,
+        "part of each batch, at least a window, that is passages of training/tasks.py, whose "
+        "answers alone count: practice in recall",
+    )
     teachers: str = _setting(
         "",
         "several model.safetensors, a comma between: their mean probabilities are learned in "
@@ -179,11 +184,15 @@ def check(config: TrainConfig) -> None:
         raise RunError(f"--lora {config.lora}: wanted --start, the model to fine-tune")
     if config.replay and not config.start:
         raise RunError(f"--replay {config.replay}: wanted --start, whose text it takes")
+    if config.replay + config.recall >= 1:
+        raise RunError(f"--recall {config.recall}: wanted text beside it and --replay")
+    if config.recall and config.teachers:
+        raise RunError(f"--recall {config.recall}: wanted no --teachers, who know no answers")
     zero = ("lora", "width", "layers", "channels", "warmup_steps", "patience")
     _bounded(config, rates + zero, lambda x: 0 <= x < math.inf, "0 or more")
     _bounded(
         config,
-        ("replay", "dropout", "average_decay", "decay_fraction"),
+        ("replay", "recall", "dropout", "average_decay", "decay_fraction"),
         lambda x: 0 <= x < 1,
         "in [0, 1)",
     )

@@ -120,6 +120,7 @@ class Engine:
         settings: dict[str, Any],
         average_decay: Any,
         toward_average: Any = 0.0,
+        counts: Any = None,
         teachers: Any = (),
     ) -> tuple[Any, ...]:
         """As `step`, to be transformed: arrays in, arrays out; key: of the random numbers."""
@@ -128,7 +129,8 @@ class Engine:
 
         def mean_loss(values: dict[str, Any]) -> Any:
             whole = self._cast(self.whole(values))
-            return self._nats(whole, teachers, inputs, targets, masks).mean()
+            nats = self._nats(whole, teachers, inputs, targets, masks)
+            return (nats if counts is None else nats * counts).mean()
 
         points = {n: v + toward_average * (average[n] - v) for n, v in values.items()}
         loss, gradients = jax.value_and_grad(mean_loss)(points)
@@ -142,13 +144,27 @@ class Engine:
         return jnp.asarray(tokens)
 
     def step(
-        self, values: Any, state: Any, average: Any, tokens: Any, seed: int, *rest: Any
+        self,
+        values: Any,
+        state: Any,
+        average: Any,
+        tokens: Any,
+        seed: int,
+        *rest: Any,
+        counts: Any = None,
     ) -> Any:
         """As engine_torch.Engine.step; the arrays passed in are given up."""
         # PRNGKey(seed), of all 64 bits of the seed: it takes 32 itself.
         key = np.array([seed >> 32, seed % 2**32], np.uint32)
         *arrays, loss, norm = self._step(
-            values, state, average, self._put(tokens), key, *rest, teachers=self.teachers
+            values,
+            state,
+            average,
+            self._put(tokens),
+            key,
+            *rest,
+            counts=counts,
+            teachers=self.teachers,
         )
         return *arrays, float(loss), float(norm)
 

@@ -112,7 +112,12 @@ class Engine:
         return sum(model.log_softmax(xp, x.float()).exp() for x in logits) / len(logits)
 
     def _loss(
-        self, values: dict[str, Any], tokens: Any, noise: Any, teacher_probabilities: Any = None
+        self,
+        values: dict[str, Any],
+        tokens: Any,
+        noise: Any,
+        teacher_probabilities: Any = None,
+        counts: Any = None,
     ) -> Any:
         """Mean nats; noise: random bytes (dropped activations, B, L, D), or None;
         teacher_probabilities: what is to be learned in place of the bytes, or None."""
@@ -126,7 +131,8 @@ class Engine:
             logits = self._logits(self.spec, self.whole(values), tokens[:, :-1], drop).float()
         if teacher_probabilities is not None:
             return model.distillation_loss(xp, logits, teacher_probabilities).mean()
-        return model.loss(xp, logits, tokens[:, 1:]).mean()
+        nats = model.loss(xp, logits, tokens[:, 1:])
+        return (nats if counts is None else nats * counts).mean()
 
     def _noise(self, rows: int, length: int) -> Any:
         """Bytes for every dropout of a step at once, eight a draw: drawn one activation at a time
@@ -145,17 +151,20 @@ class Engine:
         settings: dict[str, float],
         average_decay: float,
         toward_average: float = 0.0,
+        counts: np.ndarray | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], float, float]:
         """One step; (weights, optimizer state, averaged weights, loss, gradient norm).
 
         toward_average: where the gradient is taken, from 0, at the weights, to 1, at the average.
+        counts: how much each target's loss counts, (B, L); all alike if None. Without teachers.
         """
         torch.manual_seed(seed)
         points = {n: v.lerp(average[n], toward_average).requires_grad_() for n, v in values.items()}
         inputs = torch.as_tensor(tokens, device=self.device)
         noise = self._noise(len(tokens), tokens.shape[1] - 1) if self.dropout else None
         teacher_probabilities = self.teacher_probabilities(inputs) if self.teachers else None
-        loss = self.loss(points, inputs, noise, teacher_probabilities)
+        counted = None if counts is None else torch.as_tensor(counts, device=self.device)
+        loss = self.loss(points, inputs, noise, teacher_probabilities, counted)
         gradients = torch.autograd.grad(loss, list(points.values()))
         with torch.no_grad():
             named = dict(zip(points, gradients, strict=True))

@@ -187,9 +187,14 @@ def recall(score: Scorer, task: str, distances: list[int], examples: int) -> dic
         drawn = evaluation_examples(task, distance, examples)
         for example in track(drawn, f"distance {distance}", disable=not sys.stderr.isatty()):
             tokens = np.frombuffer(example.text, np.uint8).astype(np.int64)
-            logits = np.concatenate([block for _, block in _carried(score, tokens)])
-            places = np.array(example.answers)
-            answers, logits = tokens[places], logits[places - 1]
+            places = np.array(example.answers) - 1
+            logits = np.concatenate(
+                [
+                    block[places[(start <= places) & (places < start + len(block))] - start]
+                    for start, block in _carried(score, tokens)
+                ]
+            )
+            answers = tokens[places + 1]
             right.append(logits.argmax(axis=-1) == answers)
             nats.append(losses(logits, answers))
         rows.append(

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..runtime.command import needs
 from . import config as settings
-from . import model
+from . import model, tasks
 from .checkpoint import load_model, read_arrays, read_metadata, write_arrays
 from .config import FREE_TO_CHANGE, RunError, TrainConfig
 from .data import Corpus, batch, recorded_corpus
@@ -148,7 +148,7 @@ def advance(
     original: Corpus | None = None,
 ) -> tuple[float, float]:
     """One step of `run` in place; its loss, and its gradient's norm before clipping. original: the
-    text that is replayed."""
+    text that is replayed. The last rows are passages to be recalled."""
     fraction = schedule.fraction(run.step, run.memory)
     settings = {
         "step": run.step,
@@ -159,18 +159,30 @@ def advance(
         "adam_beta1": schedule.adam_beta1,
     }
     replayed = round(config.replay * config.batch) if original else 0
-    parts = ((corpus, config.batch - replayed), (original, replayed))
-    tokens = np.concatenate(
-        [
-            batch(text.train, config.seed, run.step, rows, config.window, engine.rows(rows))
-            for text, rows in parts
-            if text and rows
-        ]
-    )
+    recalled = max(1, round(config.recall * config.batch)) if config.recall else 0
+    parts = ((corpus, config.batch - replayed - recalled), (original, replayed))
+    tokens = [
+        batch(text.train, config.seed, run.step, rows, config.window, engine.rows(rows))
+        for text, rows in parts
+        if text and rows
+    ]
+    more = {}
+    if recalled:
+        shape = config.seed, run.step, recalled, config.window
+        passages, answers = tasks.windows(tasks.practice(corpus.train), *shape)
+        of_text = np.ones((config.batch - recalled, config.window), np.float32)
+        more = {"counts": np.concatenate([of_text, answers])}
+        tokens.append(passages)
     seed = (config.seed * 1_000_003 + run.step) % 2**64
     values = run.weights, run.optimizer, run.average
     *values, loss, norm = engine.step(
-        *values, tokens, seed, settings, schedule.decay_at(run.step), schedule.toward_average
+        *values,
+        np.concatenate(tokens),
+        seed,
+        settings,
+        schedule.decay_at(run.step),
+        schedule.toward_average,
+        **more,
     )
     run.weights, run.optimizer, run.average = values
     if math.isfinite(loss):

@@ -80,7 +80,7 @@ KEPT = "start_sha256", "original_nats_at_start"  # of the record of a run that g
 LOCK = "lock"  # in the run's folder
 SHIPPED = "models/shakespeare.safetensors"  # in a clone of the project
 COMPILING = {"torch": "two minutes", "jax": "half a minute"}
-APART = "budget", "ensemble", "lora", "replay"  # of one device
+APART = "budget", "ensemble", "lora", "recall", "replay"  # of one device
 SMALL_TEXT = 200_000  # bytes, below which trained weights are the better start
 
 
@@ -199,9 +199,11 @@ def _train(
     config, spec, stored, out = job.config, job.spec, job.stored, job.out
     adapters = load_adapters(config, spec)
     mesh_text = arguments.mesh
-    if config.budget or config.lora or config.replay:
+    if config.budget or config.lora or config.recall or config.replay:
         if arguments.mesh or arguments.coordinator:
-            raise RunError(f"{out}: a run with --budget, --lora or --replay, wanted one device")
+            raise RunError(
+                f"{out}: a run with --budget, --lora, --recall or --replay, wanted one device"
+            )
         mesh_text = None
     engine, config = open_engine(config, spec, job.teachers, adapters, mesh_text)
     engine.use_threads(job.threads)

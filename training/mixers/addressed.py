@@ -138,7 +138,8 @@ def chunked_form(
         return xp.reshape(x, (batch * heads, -1, chunk, x.shape[-1]))
 
     query, key, value = split(query), split(key), split(coupling[..., None] * value)
-    change, log_decay = split(change[..., None]), split(xp.log(decay)[..., None])
+    log_decay = 0.5 * xp.log(decay * decay + 1e-12)  # in fp32 cos(pi/2) is below 0
+    change, log_decay = split(change[..., None]), split(log_decay[..., None])
     so_far, between = decays(xp, log_decay)  # (BH, N, C, 1), log A; (BH, N, C, C)
     column = xp.matrix_transpose(key)
     solved = unit_lower_inverse(xp, change * xp.tril(key @ column * between, k=-1))
