@@ -1,11 +1,11 @@
-"""A training that is killed again and again, mostly while it saves, against the same one undisturbed.
+"""A training that is killed again and again, mostly while it saves, against one undisturbed.
 
     python benchmarks/kills.py                      # one device: a file
     python benchmarks/kills.py --mesh data=2,fsdp=2 # four devices of XLA's own: Orbax's folder
 
-Each step saves a checkpoint. SIGKILL comes at a random moment: of one start in five before the first
-step, else up to a second after it. The end tells whether each start found a checkpoint to go on
-from, and whether losses, gradient norms and weights are the undisturbed run's, to the bit.
+Each step saves a checkpoint. SIGKILL comes at a random moment: of one start in five before the
+first step, else up to a second after it. The end tells whether each start found a checkpoint to go
+on from, and whether losses, gradient norms and weights are the undisturbed run's, to the bit.
 """
 
 from __future__ import annotations

@@ -254,9 +254,8 @@ class Completer:
                 if at >= dense or at >= last + SPARSE_BYTES:
                     kept[at], last = place, at
             surplus = len(kept) - PLACES * 3 // 4
-            self._places = {
-                at: place for i, (at, place) in enumerate(kept.items()) if i >= surplus or at >= dense
-            }
+            far = [at for at in kept if at < dense][: max(0, surplus)]
+            self._places = {at: place for at, place in kept.items() if at not in far}
 
     def _after(self, place: _Place, byte: int) -> _Place | None:
         """The place after one byte; None: the budget is spent. Also bytes that have been read

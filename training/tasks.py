@@ -44,7 +44,7 @@ with needs("tsm-tasks", "train"):
     import numpy as np
     from jaxtyping import Float, Int
 
-    from .data import DataError
+    from .data import DataError, Text
 
 KEYS, VALUES = b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MANY_KEYS = bytes(range(128, 256))  # for more pairs than there are letters
@@ -156,7 +156,7 @@ TASKS = {
 }
 
 
-def repetition(text: np.ndarray) -> Task:
+def repetition(text: Text) -> Task:
     """A stretch of this text (bytes), more of it, and the stretch again, which from then on can be
     told. Of a text too short for a distance, what there is again and again."""
 
@@ -164,14 +164,15 @@ def repetition(text: np.ndarray) -> Task:
         random = _random(seed, distance)
         count = int(random.integers(REPEATED[0], min(distance, REPEATED[1]) + 1))
         start = int(random.integers(len(text)))
-        shown = np.resize(text[start : start + distance], distance).astype(np.uint8).tobytes()
+        stretch = np.asarray(text[start : start + distance], np.uint8)
+        shown = np.resize(stretch, distance).tobytes()
         answers = range(distance + KNOWN_AGAIN, distance + count)
         return Example(shown + shown[:count] + b"\n", tuple(answers))
 
     return Task(make, REPEATED[0], REPEATED[1] - KNOWN_AGAIN, 256)
 
 
-def practice(text: np.ndarray) -> list[Task]:
+def practice(text: Text) -> list[Task]:
     """What train.py's --recall mixes into a text."""
     return [TASKS["mqar-4"], TASKS["mqar"], TASKS["copying"], TASKS["passkey"], repetition(text)]
 
