@@ -121,7 +121,7 @@ def _needs_packages() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
-        wanted = "wanted: pip install './apps/server[redis]' in a clone of the project"
+        wanted = "wanted: pip install -r requirements/server.lock in a clone of the project"
         raise CommandError(f"{package} is not installed, {wanted}") from None
     except ValueError as error:  # Redis's
         raise CommandError(f"--redis: {error}") from None
