@@ -42,7 +42,7 @@ SHAPES = {
     "mlp_ratio 0.01": {"mlp_ratio": 0.01},  # 1 hidden unit
     "width 8": {"width": 8},
     "compression 9": {"compression": 9},
-    "1 channel": {"heads": 1, "value_width": 1},
+    "4 channels": {"heads": 1, "value_width": 4},
 }
 
 
