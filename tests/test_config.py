@@ -29,6 +29,15 @@ def test_what_is_given_stays():
     assert for_text(58_000, {"start": "x", "adam_learning_rate": 0.1}).adam_learning_rate == 0.1
 
 
+def test_the_presets_of_a_large_text_have_long_windows():
+    for name in ("enwik8", "attention", "mingru"):
+        config = for_text(10**8, {"preset": name})
+        check(config)
+        assert (config.window, config.weight_decay) == (1024, 0.1)
+        assert abs(parameter_count(PRESETS[name]) - 13_600_000) <= 100_000
+        assert for_text(10**8, {"preset": name, "window": 256}).window == 256
+
+
 def test_fine_tuning_is_short_and_gentle_and_keeps_the_shape():
     config, fresh = for_text(58_000, {"start": "x"}), for_text(58_000, {})
     assert config.steps < fresh.steps and config.muon_learning_rate < fresh.muon_learning_rate
