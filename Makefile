@@ -15,8 +15,13 @@ demo: .venv-demo/ready
 	.venv-demo/bin/python runtime/generate.py --seed 1
 
 # Two processes; one that has no tests left takes half of the other's.
-test: lint native
+test: lint native build/triton-kernels/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Triton for its interpreter, beside .venv: in it PyTorch would look for a GPU.
+build/triton-kernels/ready: requirements/triton.lock
+	$(PYTHON) -m pip install -q --no-deps --target $(@D) -r $<
+	touch $@
 
 # On emulated ARM: a Debian for amd64 is needed, and about 900 MB.
 test-arm: .venv/ready native .arm/ready .arm/int4.tflite

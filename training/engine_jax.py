@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import model, optimizer
+from .kernels import jax_scan, pallas_scan
 from .lora import Adapters, merged
 from .spec import ModelSpec, weights
 
@@ -32,6 +34,7 @@ class Engine:
     ) -> None:
         """As engine_torch.Engine."""
         self.spec, self.dropout = spec, dropout
+        self.xp = self._namespace()
         self.dtype = jnp.bfloat16 if bf16 else jnp.float32
         self.muon_dtype = jnp.bfloat16 if bf16 else None
         # Always compiled, whatever `compiled` says: op by op JAX is of no use in training.
@@ -41,6 +44,13 @@ class Engine:
         self.base = self.load(adapters.base) if adapters else None
         self.teacher_specs = [spec for spec, _ in teachers]
         self.teachers = [self._cast(self.load(arrays, spec)) for spec, arrays in teachers]
+
+    def _namespace(self) -> Any:
+        """jax.numpy, and the scans that the model takes in place of the plain ones."""
+        own: dict[str, Any] = {"scan": jax_scan.scan}
+        if pallas_scan.works():
+            own["coupled_scan"] = pallas_scan.scan
+        return SimpleNamespace(**{**vars(jnp), **own})
 
     def use_threads(self, count: int) -> None:
         """XLA's pool stays as large as it was made."""
@@ -75,24 +85,23 @@ class Engine:
         return {n: v.astype(self.dtype) for n, v in values.items()}
 
     def _forward(self, spec: ModelSpec, values: Any, tokens: Any, state: Any, drop: Any) -> Any:
-        return model.forward(jnp, spec, values, tokens, state, drop)[0]
+        return model.forward(self.xp, spec, values, tokens, state, drop)[0]
 
-    def _logits(self, spec: ModelSpec, values: Any, tokens: Any, masks: Sequence[Any] = ()) -> Any:
-        left = iter(masks)
+    def _logits(self, spec: ModelSpec, values: Any, tokens: Any, noise: Sequence[Any] = ()) -> Any:
+        left, dropped = iter(noise), round(256 * self.dropout)  # of the 256 values of a byte
 
         def drop(x: Any) -> Any:
-            return jnp.where(next(left), x / (1 - self.dropout), 0) if masks else x
+            return jnp.where(next(left) >= dropped, x * (256 / (256 - dropped)), 0) if noise else x
 
         state = model.initial_state(jnp, spec, tokens.shape[0], cached=0)
         return self._forward(spec, values, tokens, state, drop).astype(jnp.float32)
 
-    def _masks(self, key: Any, shape: tuple[int, ...]) -> list[Any]:
-        """What each dropout of a step lets pass, for tokens of this shape."""
+    def _noise(self, key: Any, shape: tuple[int, ...]) -> list[Any]:
+        """Random bytes for each dropout of a step, for tokens of this shape."""
         if not self.dropout:
             return []
         keys = jax.random.split(key, model.dropouts(self.spec))
-        kept, shape = 1 - self.dropout, (*shape, self.spec.width)
-        return [jax.random.bernoulli(key, kept, shape) for key in keys]
+        return [jax.random.bits(key, (*shape, self.spec.width), jnp.uint8) for key in keys]
 
     def _nats(
         self,
@@ -100,10 +109,10 @@ class Engine:
         teachers: Sequence[dict[str, Any]],
         inputs: Any,
         targets: Any,
-        masks: Sequence[Any] = (),
+        noise: Sequence[Any] = (),
     ) -> Any:
         """The loss of each target, (B, L): of the text's byte, or of what the teachers expect."""
-        logits = self._logits(self.spec, values, inputs, masks)
+        logits = self._logits(self.spec, values, inputs, noise)
         if not teachers:
             return model.loss(jnp, logits, targets)
         pairs = zip(self.teacher_specs, teachers, strict=True)
@@ -125,11 +134,11 @@ class Engine:
     ) -> tuple[Any, ...]:
         """As `step`, to be transformed: arrays in, arrays out; key: of the random numbers."""
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        masks = self._masks(key, inputs.shape)
+        noise = self._noise(key, inputs.shape)
 
         def mean_loss(values: dict[str, Any]) -> Any:
             whole = self._cast(self.whole(values))
-            nats = self._nats(whole, teachers, inputs, targets, masks)
+            nats = self._nats(whole, teachers, inputs, targets, noise)
             return (nats if counts is None else nats * counts).mean()
 
         points = {n: v + toward_average * (average[n] - v) for n, v in values.items()}

@@ -6,6 +6,7 @@ import ctypes
 import math
 import warnings
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from . import model, optimizer
+from .kernels import torch_scan
 from .lora import Adapters, merged
 from .spec import ModelSpec, weights
 
@@ -56,6 +58,7 @@ class Engine:
         # Deterministic here without it, and a twelfth of a step: memory that is overwritten anyway.
         deterministic: Any = torch.utils.deterministic
         deterministic.fill_uninitialized_memory = False
+        self.xp: Any = self._namespace()
         self.muon_dtype = torch.bfloat16 if bf16 else None
         self.cast = torch.autocast(self.device, torch.bfloat16, enabled=bf16)
         self.loss = torch.compile(self._loss) if compiled else self._loss
@@ -67,6 +70,15 @@ class Engine:
         self.base = self.load(adapters.base) if adapters else None
         # Its tracer warns of array-api-compat's cached look-ups, which are pure.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools")
+
+    def _namespace(self) -> Any:
+        """The array library, and the scan that the model takes in place of the plain one."""
+        if self.device == "cuda" and torch_scan.TRITON:
+            from .kernels import triton_coupled
+
+            if triton_coupled.works(self.device):
+                return SimpleNamespace(**{**vars(xp), "coupled_scan": triton_coupled.scan})
+        return xp
 
     def use_threads(self, count: int) -> None:
         torch.set_num_threads(count)
@@ -102,7 +114,7 @@ class Engine:
     ) -> Any:
         state = model.initial_state(xp, spec, tokens.shape[0], cached=0)
         state = {name: part.to(self.device) for name, part in state.items()}
-        return model.forward(xp, spec, values, tokens, state, drop)[0]
+        return model.forward(self.xp, spec, values, tokens, state, drop)[0]
 
     @torch.no_grad()
     def _teacher_probabilities(self, tokens: Any) -> Any:

@@ -94,12 +94,7 @@ def forward(
         value = xp.concat([state["values"][layer], value], axis=2)
         keys.append(key[:, :, length:])
         values.append(value[:, :, length:])
-        scores = query @ xp.matrix_transpose(key) / query.shape[-1] ** 0.5
-        seen = xp.tril(xp.ones_like(scores), k=cached) * valid[:, None, None, :]
-        seen = seen - xp.tril(seen, k=cached - spec.context - 1)  # the cache is a sliding window
-        scores = xp.where(seen > 0, scores, xp.ones_like(scores) * -1e9)
-        mass = xp.exp(scores - _greatest(xp, scores))
-        read = join_heads(xp, mass @ value / xp.sum(mass, axis=-1, keepdims=True))
+        read = join_heads(xp, attend(xp, query, key, value, valid, spec.context))
         out = linear(xp, read, weights[f"{name}.mixer.out"]) + weights[f"{name}.mixer.out.bias"]
         x = x + dropout(out)
         normal = layer_norm(xp, weights, f"{name}.norm2", x)
@@ -113,6 +108,25 @@ def forward(
         "valid": xp.expand_dims(valid[:, length:], axis=0),
         "count": state["count"] + length,
     }
+
+
+def attend(
+    xp: Any,
+    query: Float[Array, "B H L K"],
+    key: Float[Array, "B H S K"],
+    value: Float[Array, "B H S K"],
+    valid: Float[Array, "B S"],
+    context: int,
+) -> Float[Array, "B H L K"]:
+    """Softmax attention over the `context` tokens before and the token itself; the S - L first are
+    from the cache, a sliding window."""
+    cached = key.shape[2] - query.shape[2]
+    scores = query @ xp.matrix_transpose(key) / query.shape[-1] ** 0.5
+    seen = xp.tril(xp.ones_like(scores), k=cached) * valid[:, None, None, :]
+    seen = seen - xp.tril(seen, k=cached - context - 1)
+    scores = xp.where(seen > 0, scores, xp.ones_like(scores) * -1e9)
+    mass = xp.exp(scores - _greatest(xp, scores))
+    return mass @ value / xp.sum(mass, axis=-1, keepdims=True)
 
 
 def _greatest(xp: Any, scores: Float[Array, "B H L S"]) -> Float[Array, "B H L 1"]:

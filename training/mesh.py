@@ -108,15 +108,17 @@ class Engine(engine_jax.Engine):
     def __init__(self, mesh: Mesh, spec: ModelSpec, *arguments: Any) -> None:
         self.mesh, self.parts = mesh, mesh.shape[SEQUENCE]
         self.rows_of_batch = NamedSharding(mesh, P(ROWS))
-        self.xp: Any = jnp
-        if self.parts > 1:
-            own = {"scan": functools.partial(scan, axis=SEQUENCE)}
-            self.xp = SimpleNamespace(**{**vars(jnp), **own})
         super().__init__(spec, *arguments)
         whole = NamedSharding(mesh, P())
         self._losses = jax.jit(self._plain_losses, out_shardings=whole)
         self._gather = jax.jit(lambda arrays: arrays, out_shardings=whole)
         self.kept = jax.jit(lambda arrays: jax.tree.map(jnp.copy, arrays))
+
+    def _namespace(self) -> Any:
+        if self.parts == 1:
+            return super()._namespace()
+        own = {"scan": functools.partial(scan, axis=SEQUENCE)}
+        return SimpleNamespace(**{**vars(jnp), **own})
 
     def shardings(self, names: Iterable[str], spec: ModelSpec | None = None) -> dict[str, Any]:
         found = partitions(spec or self.spec, names)
@@ -162,7 +164,7 @@ class Engine(engine_jax.Engine):
         return mix
 
     def _nats(
-        self, values: Any, teachers: Any, inputs: Any, targets: Any, masks: Sequence[Any] = ()
+        self, values: Any, teachers: Any, inputs: Any, targets: Any, noise: Sequence[Any] = ()
     ) -> Any:
         local, specs = super()._nats, [self.spec, *self.teacher_specs[: len(teachers)]]
 
@@ -178,7 +180,7 @@ class Engine(engine_jax.Engine):
         mapped = jax.shard_map(
             part, mesh=self.mesh, in_specs=(of_models, *[tokens] * 3), out_specs=tokens
         )
-        return mapped(models, inputs, targets, list(masks))
+        return mapped(models, inputs, targets, list(noise))
 
     def pure_step(self, values: Any, state: Any, average: Any, *rest: Any, **more: Any) -> Any:
         *arrays, loss, norm = super().pure_step(values, state, average, *rest, **more)

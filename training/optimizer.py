@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from array_api_compat import device
+from jaxtyping import Float
 
 from .mixers.table import Weight
 
@@ -30,19 +31,19 @@ def initial_state(xp: Any, table: dict[str, Weight], values: Arrays) -> Arrays:
     }
 
 
-def orthogonalise(xp: Any, matrix: Any, dtype: Any = None) -> Any:
-    """The nearest (semi-)orthogonal matrix, roughly: U V^T of matrix = U S V^T.
+def orthogonalise(xp: Any, matrix: Float[Any, "*many M N"], dtype: Any = None) -> Any:
+    """The nearest (semi-)orthogonal matrices, roughly: U V^T of matrix = U S V^T.
 
     Muon's Newton-Schulz rounds, in products of `dtype`, on the small Gram matrix, and applied to
     the wide one (Zhang et al., 2026, "Gram Newton-Schulz"): the same polynomial at two thirds of
     the operations. All five in one go would be 500 times larger at the small singular values than
     at the large ones, which in bf16 would be lost.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
+    tall = matrix.shape[-2] > matrix.shape[-1]
     wide = xp.matrix_transpose(matrix) if tall else matrix
-    wide = wide / (xp.sqrt(xp.sum(wide * wide)) + 1e-7)
+    wide = wide / (xp.sqrt(xp.sum(wide * wide, axis=(-2, -1), keepdims=True)) + 1e-7)
     wide = xp.astype(wide, dtype or matrix.dtype)
-    identity = xp.eye(wide.shape[0], dtype=wide.dtype, device=device(wide))
+    identity = xp.eye(wide.shape[-2], dtype=wide.dtype, device=device(wide))
     a, b, c = NEWTON_SCHULZ
     for rounds in NEWTON_SCHULZ_ROUNDS:
         gram, total = wide @ xp.matrix_transpose(wide), identity
@@ -81,16 +82,14 @@ def update(
     # Summed in the order of the table: a dict read from a checkpoint has another, and another sum.
     norm = xp.sqrt(sum(xp.sum(gradients[name] * gradients[name]) for name in table))
     scale = clip / xp.where(norm > clip, norm, xp.ones_like(norm) * clip)
-    updated, moments = {}, {}
+    updated, moments, alike = {}, {}, {}
     for name, weight in table.items():
         value, gradient = values[name], gradients[name] * scale
         first = state[f"first.{name}"]
         if weight.muon:
             first = MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * gradient
             nesterov = MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * gradient
-            direction = orthogonalise(xp, nesterov, muon_dtype)
-            direction = direction * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-            value = value * (1 - muon_learning_rate * weight_decay) - muon_learning_rate * direction
+            alike.setdefault(weight.shape, {})[name] = nesterov
         else:
             second = state[f"second.{name}"]
             first = adam_beta1 * first + (1 - adam_beta1) * gradient
@@ -98,6 +97,12 @@ def update(
             moments[f"second.{name}"] = second
             direction = first / (1 - adam_beta1 ** (step + 1))
             spread = xp.sqrt(second / (1 - ADAM_BETA2 ** (step + 1)))
-            value = value - adam_learning_rate * direction / (spread + ADAM_EPSILON)
-        updated[name], moments[f"first.{name}"] = value, first
-    return updated, moments, norm
+            updated[name] = value - adam_learning_rate * direction / (spread + ADAM_EPSILON)
+        moments[f"first.{name}"] = first
+    for shape, matrices in alike.items():  # in products together
+        directions = orthogonalise(xp, xp.stack(list(matrices.values())), muon_dtype)
+        directions = directions * max(1.0, shape[0] / shape[1]) ** 0.5
+        for i, name in enumerate(matrices):
+            kept = values[name] * (1 - muon_learning_rate * weight_decay)
+            updated[name] = kept - muon_learning_rate * directions[i]
+    return {name: updated[name] for name in table}, moments, norm

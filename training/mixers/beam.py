@@ -18,6 +18,8 @@ from .primitives import (
     Array,
     State,
     Weights,
+    coupled_scan,
+    coupling_angle,
     linear,
     positions,
     rms_norm,
@@ -71,15 +73,19 @@ def beam_splitter(
     projected = linear(xp, x, weights[f"{name}.in"])  # (B, L, inner (2 + 1 or 2))
     value, radius = projected[..., :inner], projected[..., inner : 2 * inner]
     gate = projected[..., 2 * inner :]
-    radius = math.pi / 2 * sigmoid(xp, radius + weights[f"{name}.radius"])
-    decay = xp.cos(radius)  # (B, L, inner)
-    update = xp.sin(radius) * value if spec.switches["coupling"] else value
+    radius = radius + weights[f"{name}.radius"]
     memory = state["channels"]  # (B, inner), or real and imaginary parts side by side
-    if spec.switches["rotation"]:
-        angles = weights[f"{name}.delta"], weights[f"{name}.chi"]
-        states, memory = rotating_scan(xp, decay, update, memory, *angles)
+    if spec.switches["coupling"] and not spec.switches["rotation"]:
+        states, memory = coupled_scan(xp, value, radius, memory)
     else:
-        states, memory = scan_channels(xp, decay, update, memory)
+        radius = coupling_angle(xp, radius)
+        decay = xp.cos(radius)  # (B, L, inner)
+        update = xp.sin(radius) * value if spec.switches["coupling"] else value
+        if spec.switches["rotation"]:
+            angles = weights[f"{name}.delta"], weights[f"{name}.chi"]
+            states, memory = rotating_scan(xp, decay, update, memory, *angles)
+        else:
+            states, memory = scan_channels(xp, decay, update, memory)
     read = rms_norm(xp, states) * gate * sigmoid(xp, gate)
     state = {"channels": memory, "history": window[:, length:]}
     return linear(xp, read, weights[f"{name}.out"]), state

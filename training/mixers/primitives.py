@@ -5,6 +5,7 @@ Shape letters: B batch, L tokens, D width, H heads, K key width, V value width.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -107,6 +108,25 @@ def scan(xp: Any, decay: Array, update: Array, memory: Array) -> tuple[Array, Ar
     memory = xp.expand_dims(memory, axis=2)
     before = xp.concat([memory, update[:, :, :-1]], axis=2) if count > 1 else memory
     return before, update[:, :, -1]
+
+
+def coupling_angle(xp: Any, radius: Array) -> Array:
+    """rho, from 0 to pi/2, of the encoder's number."""
+    return math.pi / 2 * sigmoid(xp, radius)
+
+
+def coupled_scan(
+    xp: Any,
+    value: Float[Array, "B L D"],
+    radius: Float[Array, "B L D"],
+    memory: Float[Array, "B D"],
+) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
+    """m_t = cos(rho_t) m_{t-1} + sin(rho_t) value_t of every channel: all m, and the last."""
+    own = getattr(xp, "coupled_scan", None)  # of training/kernels/: on a GPU
+    if own:
+        return own(value, radius, memory)
+    angle = coupling_angle(xp, radius)
+    return scan_channels(xp, xp.cos(angle), xp.sin(angle) * value, memory)
 
 
 def scan_channels(

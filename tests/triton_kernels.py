@@ -1,0 +1,70 @@
+"""What test_kernels.py runs where Triton is: its kernels on a CPU by its interpreter (`interpret`),
+or compiled for an H100 down to machine code, which takes no GPU (`compile`)."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import array_api_compat.torch as xp
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from tsm.training.kernels import triton_coupled, triton_scan
+from tsm.training.mixers import primitives
+
+H100 = GPUTarget("cuda", 90, 32)
+ARRAYS = {"decay", "update", "memory", "out", "value", "radius", "every", "gradient"}
+ARRAYS |= {"of_value", "of_radius", "of_memory"}
+
+
+def interpret():
+    assert triton_coupled.agrees("cpu")
+    generator = torch.Generator().manual_seed(0)
+    for length in (1, 64, 65):
+        decay, update = torch.rand((2, 3, length, 40), generator=generator)
+        found = triton_scan.scan(decay, update, update[:, 0])
+        before, last = primitives.scan(xp, decay[:, None], update[:, None], update[:, None, 0])
+        torch.testing.assert_close(found, torch.cat([before[:, 0], last], dim=1))
+    value, radius = torch.randn((2, 2, 70, 33), generator=generator).bfloat16()
+    found = triton_coupled.scan(value, radius, value[:, 0])[0]
+    wanted = primitives.coupled_scan(xp, value.float(), radius.float(), value[:, 0].float())[0]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=2e-2, rtol=2e-2)
+
+
+def compile_all():
+    """Also that no kernel takes more registers than there are."""
+    scan = {"reverse": True, "TOKENS": triton_scan.TOKENS, "CHANNELS": triton_scan.CHANNELS}
+    coupled = {name: getattr(triton_coupled, name) for name in ("TOKENS", "CHANNELS", "HALF_TURN")}
+    for kernel, constants in (
+        (triton_scan._kernel, scan),
+        (triton_coupled._kernel, coupled),
+        (triton_coupled._kernel_back, coupled),
+    ):
+        names = [parameter.name for parameter in kernel.params]
+        kinds = {name: "*bf16" if name in ARRAYS else "i32" for name in names}
+        kinds |= dict.fromkeys(constants, "constexpr")
+        values = {(names.index(name),): value for name, value in constants.items()}
+        made = triton.compile(
+            ASTSource(kernel, kinds, values), H100, {"num_warps": triton_scan.WARPS}
+        )
+        assert made.asm["cubin"]
+        assert not spilled(made.asm["ptx"]), kernel
+
+
+def spilled(ptx):
+    """Bytes of registers that go to memory."""
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.ptx"
+        file.write_text(ptx)
+        command = [assembler, "-arch=sm_90a", "-v", file, "-o", file.with_suffix(".cubin")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stderr.split(" bytes spill stores")[0].split()[-1])
+
+
+if __name__ == "__main__":
+    {"interpret": interpret, "compile": compile_all}[sys.argv[1]]()
