@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import model, optimizer
-from .kernels import jax_scan, pallas_scan
+from .kernels import gpu_scan, jax_scan
 from .lora import Adapters, merged
 from .spec import ModelSpec, weights
 
@@ -48,8 +48,9 @@ class Engine:
     def _namespace(self) -> Any:
         """jax.numpy, and the scans that the model takes in place of the plain ones."""
         own: dict[str, Any] = {"scan": jax_scan.scan}
-        if pallas_scan.works():
-            own["coupled_scan"] = pallas_scan.scan
+        coupled = gpu_scan("pallas_coupled") if jax.default_backend() == "gpu" else None
+        if coupled:
+            own["coupled_scan"] = coupled
         return SimpleNamespace(**{**vars(jnp), **own})
 
     def use_threads(self, count: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from . import model, optimizer
-from .kernels import torch_scan
+from .kernels import gpu_scan, torch_scan
 from .lora import Adapters, merged
 from .spec import ModelSpec, weights
 
@@ -73,12 +73,9 @@ class Engine:
 
     def _namespace(self) -> Any:
         """The array library, and the scan that the model takes in place of the plain one."""
-        if self.device == "cuda" and torch_scan.TRITON:
-            from .kernels import triton_coupled
-
-            if triton_coupled.works(self.device):
-                return SimpleNamespace(**{**vars(xp), "coupled_scan": triton_coupled.scan})
-        return xp
+        on_gpu = self.device == "cuda" and torch_scan.TRITON
+        coupled = gpu_scan("triton_coupled") if on_gpu else None
+        return SimpleNamespace(**{**vars(xp), "coupled_scan": coupled}) if coupled else xp
 
     def use_threads(self, count: int) -> None:
         torch.set_num_threads(count)

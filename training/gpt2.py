@@ -74,7 +74,7 @@ def forward(
     dropout: Callable[[Array], Array],
 ) -> tuple[Float[Array, "B L vocabulary"], State]:
     """As `model.forward`."""
-    (batch, length), cached = tokens.shape, state["keys"].shape[3]
+    batch, length = tokens.shape
     position = state["count"][0, 0, 0] + positions(xp, weights["embed"], length)
     position = xp.astype(xp.clip(position, 0, spec.context - 1), xp.int32)
     x = xp.take(weights["embed"], xp.reshape(tokens, (-1,)), axis=0)

@@ -14,7 +14,6 @@ import triton  # pyright: ignore[reportMissingImports]  PyTorch brings it where 
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from .. import kernels
 from ..mixers import primitives
 from .triton_scan import WARPS, _then
 
@@ -220,13 +219,7 @@ def scan(value: Tensor, radius: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]
     return states, states[:, -1]
 
 
-@functools.cache
-def works(device: str) -> bool:
-    """Whether the kernel does there what plain PyTorch does."""
-    return kernels.works("the Triton kernel", functools.partial(agrees, device))
-
-
-def agrees(device: str) -> bool:
+def agrees(device: str = "cuda") -> bool:
     """With the plain form, in states and gradients, within 1e-4."""
 
     def states_and_gradients(scan: Any) -> Any:

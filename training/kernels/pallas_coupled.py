@@ -15,18 +15,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from .. import kernels
 from ..mixers import primitives
 
 CHANNELS = 64  # of a program
 TOKENS = 16  # loaded before the first of them is used, so that loads wait together
 WARPS = 1
-
-
-@functools.cache
-def works() -> bool:
-    """Whether this device is a GPU, and the kernel does there what plain JAX does."""
-    return jax.default_backend() == "gpu" and kernels.works("the Pallas kernel", agrees)
 
 
 def agrees() -> bool:
