@@ -87,7 +87,10 @@ class _Checked(llm.Options):
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _of_json(cls, value: Any) -> Any:
-        return json.loads(value) if isinstance(value, str) else value
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except RecursionError:
+            raise ValueError("too deep, wanted an object of numbers") from None
 
     @model_validator(mode="after")
     def _can_be_sampled(self) -> _Checked:

@@ -109,6 +109,7 @@ def test_options_are_shown_and_checked(user):
         ("seed", "1.5", "valid integer"),
         ("logit_bias", '{"300": 1}', "300"),
         ("logit_bias", "{", "Expecting property name"),
+        ("logit_bias", "[" * 100_000, "too deep"),
     ):
         with pytest.raises(ValidationError, match=wanted):
             options(**{option: value})

@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,21 @@ def test_a_killed_pad_has_lost_seconds_at_most(opened, home):
     wait(lambda: (home / "a.txt").read_text() == "kept")
     os.kill(pad.process, signal.SIGKILL)
     assert (home / "a.txt").read_text() == "kept"
+
+
+def test_a_pad_that_cannot_save_is_left_with_a_copy(opened, home, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(home))
+    folder = home / "gone"
+    folder.mkdir()
+    pad = opened(folder / "a.txt", "--threshold", 1)
+    pad.type("kept")
+    shutil.rmtree(folder)
+    pad.key("C-q")
+    wait(lambda: "NOT SAVED: no such file or directory  ^Q again" in pad.screen())
+    pad.type("!")
+    left(pad)
+    [copy] = home.glob("a-*.txt")
+    assert copy.read_text() == "kept!"
 
 
 def test_bad_input_is_one_line(home):

@@ -67,7 +67,12 @@ def _open(arguments: Namespace) -> None:
     session.save(session.text, session.cursor)  # a place that cannot be written costs no text
     with load(path) as model, Completer(model, arguments.threshold or THRESHOLD) as completer:
         pad = Pad(session.text, session.cursor, completer, session.save, arguments.file.name)
-        pad.run()
+        try:
+            pad.run()
+        finally:
+            if pad.unsaved:
+                copy = session.copy(pad.buffer.text)
+                raise CommandError(f"{arguments.file}: {pad.unsaved}; the text is in {copy}")
 
 
 def _learn(arguments: Namespace) -> None:

@@ -60,7 +60,8 @@ class Pad:
         """terminal: input and output, of prompt_toolkit's, in place of the real one's."""
         self._completer, self._save, self._title = completer, save, title
         self.completion: Completion | None = None
-        self._unsaved = ""  # why, where saving failed
+        self.unsaved = ""  # why, where saving failed
+        self._told = False  # that another key leaves without
         self.buffer = _Text(document=Document(text, cursor), multiline=True)
         self._seen = self.buffer.document
         control = BufferControl(
@@ -78,20 +79,20 @@ class Pad:
         self.app.key_processor.after_key_press += lambda _: self._look()
 
     def run(self) -> None:
-        """Until one leaves; the text is saved then, whatever ends it."""
+        """Until one leaves; the text is saved then, whatever ends it, or `unsaved` says why not."""
         try:
             self.app.run(pre_run=lambda: self.app.create_background_task(self._autosave()))
         finally:
-            self._save(self.buffer.text, self.buffer.cursor_position)
+            self.save()
 
     def save(self) -> bool:
         """Returns whether it could be; where not, the bar tells why."""
         try:
             self._save(self.buffer.text, self.buffer.cursor_position)
-            self._unsaved = ""
+            self.unsaved, self._told = "", False
         except OSError as error:
-            self._unsaved = f"NOT SAVED: {(error.strerror or str(error)).lower()}"
-        return not self._unsaved
+            self.unsaved = (error.strerror or str(error)).lower()
+        return not self.unsaved
 
     async def _autosave(self) -> None:
         saved = self.buffer.document
@@ -139,7 +140,9 @@ class Pad:
         document = self.buffer.document
         row, column = document.cursor_position_row, document.cursor_position_col
         count = f"  {words:,} words" if words else ""
-        return f" {self._title}  {row + 1}:{column + 1}{count}  {self._unsaved or HELP}"
+        said = f"NOT SAVED: {self.unsaved}" if self.unsaved else HELP
+        said += "  ^Q again: leave, keeping a copy" if self._told else ""
+        return f" {self._title}  {row + 1}:{column + 1}{count}  {said}"
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -177,8 +180,9 @@ class Pad:
         @keys.add("c-q")
         @keys.add("c-c")
         def leave(_: Any) -> None:
-            if self.save():
+            if self.save() or self._told:
                 self.app.exit()
+            self._told = True
 
         return keys
 

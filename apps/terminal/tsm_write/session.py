@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 from tsm.runtime.command import CommandError
@@ -63,10 +64,20 @@ class Session:
                 with written(self._path.with_name(f"{self._path.name}~")) as file:
                     file.write(self._path.read_bytes())
             with written(self._path) as file:
-                file.write(text.replace("\n", self._newline).encode("utf-8", "surrogateescape"))
+                file.write(self._encoded(text))
             self._seen = self._stamp()
         self.text, self.cursor = text, cursor
         self._state_path.parent.mkdir(parents=True, exist_ok=True)
         with written(self._state_path) as file:
             state = {"path": str(self._path), "cursor": cursor}
             file.write(json.dumps(state).encode())
+
+    def copy(self, text: str) -> Path:
+        """The text in a file of its own, where temporary ones are."""
+        name = {"prefix": f"{self._path.stem}-", "suffix": self._path.suffix}
+        with tempfile.NamedTemporaryFile("wb", delete=False, **name) as file:
+            file.write(self._encoded(text))
+        return Path(file.name)
+
+    def _encoded(self, text: str) -> bytes:
+        return text.replace("\n", self._newline).encode("utf-8", "surrogateescape")
