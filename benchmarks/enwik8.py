@@ -56,7 +56,7 @@ def _measure(preset: str, arguments: argparse.Namespace) -> dict[str, object]:
     return {
         "preset": preset,
         "parameters": record["parameters"],
-        "bytes": config["steps"] * config["batch"] * config["window"],
+        "bytes_learned_from": config["steps"] * config["batch"] * config["window"],
         "hours": record["hours"],
         **json.loads(done.stdout),
     }
@@ -66,7 +66,7 @@ def table() -> str:
     lines = ["| model | bytes learned from | bits/byte, fresh | streaming |", "| --- " * 4 + "|"]
     for one in read(RESULTS):
         losses = f"{one['fresh_bits_per_byte']:.3f} | {one['streaming_bits_per_byte']:.3f}"
-        lines.append(f"| {one['preset']} | {one['bytes']:,} | {losses} |")
+        lines.append(f"| {one['preset']} | {one['bytes_learned_from']:,} | {losses} |")
     return "\n".join(lines)
 
 
