@@ -19,8 +19,8 @@ test: lint native build/triton-kernels/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Triton for its interpreter, beside .venv: in it PyTorch would look for a GPU.
-build/triton-kernels/ready: requirements/triton.lock
-	$(PYTHON) -m pip install -q --no-deps --target $(@D) -r $<
+build/triton-kernels/ready: requirements/triton.lock | .venv/ready
+	$(BIN)/pip install -q --no-deps --target $(@D) -r $<
 	touch $@
 
 # On emulated ARM: a Debian for amd64 is needed, and about 900 MB.

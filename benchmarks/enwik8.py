@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=800, help="(default: 800)")
     parser.add_argument("--batch", type=int, default=4, help="windows a step (default: 4)")
     parser.add_argument("--engine", choices=("torch", "jax"), default="torch")
-    parser.add_argument("--limit", type=int, default=500_000, help="bytes of the test part")
+    parser.add_argument("--limit", type=int, default=200_000, help="bytes of the test part")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     arguments = parser.parse_args()
     if not arguments.table:
