@@ -20,7 +20,7 @@ test: lint native build/triton-kernels/ready
 
 # Triton for its interpreter, beside .venv: in it PyTorch would look for a GPU.
 build/triton-kernels/ready: requirements/triton.lock | .venv/ready
-	$(BIN)/pip install -q --no-deps --target $(@D) -r $<
+	$(BIN)/pip install -q --no-deps --upgrade --target $(@D) -r $<
 	touch $@
 
 # On emulated ARM: a Debian for amd64 is needed, and about 900 MB.

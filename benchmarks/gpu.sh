@@ -35,13 +35,18 @@ case $1 in
 measure)
   python -c '
 from tsm.training.kernels import gpu_scan
-print({name: bool(gpu_scan(name)) for name in ("pallas_coupled", "triton_coupled")})' 2>&1 | tee "$OUT/kernels.txt"
-  python benchmarks/training.py --rounds 1 2>&1 | tee "$OUT/training.txt"
+print({name: bool(gpu_scan(name)) for name in ("pallas_coupled", "triton_coupled")})'
+  python benchmarks/training.py --rounds 1 || echo "training.py: exit code $?"
   keep benchmarks/training.jsonl
   ;;
 train)
   python training/train.py --data enwik8 --preset enwik8 --engine jax --batch "${ROWS:-64}" \
     --budget "${BUDGET:-5m}" --patience 0 --out $KIT/run || echo "train: exit code $?"
   keep $KIT/run/model.safetensors $KIT/run/model.json $KIT/run/metrics.jsonl
+  ;;
+kit) ;;
+*)
+  echo "gpu.sh: found '$1', wanted kit, measure or train" >&2
+  exit 2
   ;;
 esac

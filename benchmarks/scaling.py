@@ -46,6 +46,8 @@ def main() -> int:
 def _measure(count: int, together: bool) -> list[float]:
     """Tokens/s of each training: of one that the processes share, or of one each."""
     cores = sorted(os.sched_getaffinity(0))[:count]
+    if len(cores) < count:
+        raise SystemExit(f"scaling: found {len(cores)} cores, wanted {count}")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +77,7 @@ def _speed(out: Path) -> float:
 
 def table() -> str:
     """Rows of Markdown: the median of each setting."""
-    rows = ["| processes | tokens/s | of one |", "| --- | --- | --- |"]
+    rows = ["| setting | tokens/s | of one |", "| --- | --- | --- |"]
     medians: dict[str, float] = {}
     for name in SETTINGS:
         speeds = [one["tokens_per_second"] for one in read(RESULTS) if one["setting"] == name]

@@ -217,7 +217,7 @@ def latency(lines: int, keys: int = 300) -> dict[str, float]:
     with create_pipe_input() as keyboard, load() as model, Completer(model) as completer:
         screen = Vt100_Output(io.StringIO(), lambda: size)
         terminal = {"input": keyboard, "output": screen}
-        pad = Pad(text, len(text), completer, lambda *_: None, "text", **terminal)
+        pad = Pad(text, len(text), completer, lambda *_: None, Path, "text", **terminal)
 
         async def write() -> None:
             for key in script(2 * keys, seed=2):

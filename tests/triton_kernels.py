@@ -25,32 +25,44 @@ def interpret():
     generator = torch.Generator().manual_seed(0)
     for length in (1, 64, 65):
         decay, update = torch.rand((2, 3, length, 40), generator=generator)
-        found = triton_scan.scan(decay, update, update[:, 0])
-        before, last = primitives.scan(xp, decay[:, None], update[:, None], update[:, None, 0])
-        torch.testing.assert_close(found, torch.cat([before[:, 0], last], dim=1))
-    value, radius = torch.randn((2, 2, 70, 33), generator=generator).bfloat16()
-    found = triton_coupled.scan(value, radius, value[:, 0])[0]
-    wanted = primitives.coupled_scan(xp, value.float(), radius.float(), value[:, 0].float())[0]
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), wanted, atol=2e-2, rtol=2e-2)
+        for reverse in (False, True):
+            found = triton_scan.scan(decay, update, update[:, 0], reverse)
+            turned = [x.flip(1) if reverse else x for x in (decay, update)]
+            parts = [x[:, None] for x in (*turned, update[:, 0])]
+            before, last = primitives.scan(xp, *parts)
+            wanted = torch.cat([before[:, 0], last], dim=1)
+            torch.testing.assert_close(found.flip(1) if reverse else found, wanted)
+    # A memory of 49,000 tokens, whose decay bf16 would round to 1.
+    value, radius = torch.ones(1, 1024, 32).bfloat16(), torch.full((1, 1024, 32), -5.5)
+    found = triton_coupled.scan(value, radius, torch.zeros(1, 32))[0]
+    wanted = primitives.coupled_scan(xp, value.float(), radius, torch.zeros(1, 32))[0]
+    torch.testing.assert_close(found.float(), wanted, atol=1e-2, rtol=1e-2)
 
 
 def compile_all():
     """Also that no kernel takes more registers than there are."""
     scan = {"reverse": True, "TOKENS": triton_scan.TOKENS, "CHANNELS": triton_scan.CHANNELS}
-    coupled = {name: getattr(triton_coupled, name) for name in ("TOKENS", "CHANNELS", "HALF_TURN")}
+    coupled = {
+        name: getattr(triton_coupled, name) for name in ("TOKENS", "CHANNELS", "QUARTER_TURN")
+    }
     for kernel, constants in (
         (triton_scan._kernel, scan),
         (triton_coupled._kernel, coupled),
         (triton_coupled._kernel_back, coupled),
     ):
+        # As they are launched: arrays at addresses that 16 divides, channels beside each other.
         names = [parameter.name for parameter in kernel.params]
+        values = constants | {name: 1 for name in names if name.endswith("_channel")}
         kinds = {name: "*bf16" if name in ARRAYS else "i32" for name in names}
-        kinds |= dict.fromkeys(constants, "constexpr")
-        values = {(names.index(name),): value for name, value in constants.items()}
-        made = triton.compile(
-            ASTSource(kernel, kinds, values), H100, {"num_warps": triton_scan.WARPS}
+        kinds |= dict.fromkeys(values, "constexpr")
+        places = {name: (place,) for place, name in enumerate(names)}
+        source = ASTSource(
+            kernel,
+            kinds,
+            {places[name]: value for name, value in values.items()},
+            {places[name]: [["tt.divisibility", 16]] for name in ARRAYS & set(names)},
         )
+        made = triton.compile(source, H100, {"num_warps": triton_scan.WARPS})
         assert made.asm["cubin"]
         assert not spilled(made.asm["ptx"]), kernel
 

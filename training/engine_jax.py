@@ -83,7 +83,11 @@ class Engine:
         return merged(self.base, values) if self.base else values
 
     def _cast(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {n: v.astype(self.dtype) for n, v in values.items()}
+        """The matrices of products; the rest stays in fp32, as in PyTorch's autocast."""
+        return {
+            n: v.astype(self.dtype) if v.ndim == 2 and n != "embed" else v
+            for n, v in values.items()
+        }
 
     def _forward(self, spec: ModelSpec, values: Any, tokens: Any, state: Any, drop: Any) -> Any:
         return model.forward(self.xp, spec, values, tokens, state, drop)[0]

@@ -31,7 +31,9 @@ def initial_state(xp: Any, table: dict[str, Weight], values: Arrays) -> Arrays:
     }
 
 
-def orthogonalise(xp: Any, matrix: Float[Any, "*many M N"], dtype: Any = None) -> Any:
+def orthogonalise(
+    xp: Any, matrix: Float[Any, "*rows M N"], dtype: Any = None
+) -> Float[Any, "*rows M N"]:
     """The nearest (semi-)orthogonal matrices, roughly: U V^T of matrix = U S V^T.
 
     Muon's Newton-Schulz rounds, in products of `dtype`, on the small Gram matrix, and applied to
@@ -82,14 +84,14 @@ def update(
     # Summed in the order of the table: a dict read from a checkpoint has another, and another sum.
     norm = xp.sqrt(sum(xp.sum(gradients[name] * gradients[name]) for name in table))
     scale = clip / xp.where(norm > clip, norm, xp.ones_like(norm) * clip)
-    updated, moments, alike = {}, {}, {}
+    updated, moments, by_shape = {}, {}, {}
     for name, weight in table.items():
         value, gradient = values[name], gradients[name] * scale
         first = state[f"first.{name}"]
         if weight.muon:
             first = MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * gradient
             nesterov = MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * gradient
-            alike.setdefault(weight.shape, {})[name] = nesterov
+            by_shape.setdefault(weight.shape, {})[name] = nesterov
         else:
             second = state[f"second.{name}"]
             first = adam_beta1 * first + (1 - adam_beta1) * gradient
@@ -99,7 +101,7 @@ def update(
             spread = xp.sqrt(second / (1 - ADAM_BETA2 ** (step + 1)))
             updated[name] = value - adam_learning_rate * direction / (spread + ADAM_EPSILON)
         moments[f"first.{name}"] = first
-    for shape, matrices in alike.items():  # in products together
+    for shape, matrices in by_shape.items():  # one batched product each
         directions = orthogonalise(xp, xp.stack(list(matrices.values())), muon_dtype)
         directions = directions * max(1.0, shape[0] / shape[1]) ** 0.5
         for i, name in enumerate(matrices):

@@ -1164,7 +1164,6 @@ def test_metrics_are_well_formed(server):
 
 
 def test_schemathesis_finds_nothing(server):
-    """But for what no schema can say: how a state is signed, what a grammar is, sums of limits."""
     program = Path(sys.executable).with_name("schemathesis")
     url = f"http://127.0.0.1:{server.port}"
     settings = Path(__file__).with_name("schemathesis.toml")

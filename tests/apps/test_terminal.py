@@ -5,6 +5,7 @@ PYTHONPATH=$PWD/build/terminal .venv/bin/python -m pytest tests/apps/test_termin
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -22,7 +23,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import terminal  # noqa: E402
+from prompt_toolkit.input import create_pipe_input  # noqa: E402
+from prompt_toolkit.output import DummyOutput  # noqa: E402
 from tsm_write import learn, session  # noqa: E402
+from tsm_write.pad import Pad  # noqa: E402
 
 from tsm.runtime import load  # noqa: E402
 from tsm.runtime.command import CommandError  # noqa: E402
@@ -154,8 +158,34 @@ def test_a_pad_that_cannot_save_is_left_with_a_copy(opened, home, monkeypatch):
     wait(lambda: "NOT SAVED: no such file or directory  ^Q again" in pad.screen())
     pad.type("!")
     left(pad)
-    [copy] = home.glob("a-*.txt")
+    [copy] = home.glob("tsm-write-*/a.txt")
     assert copy.read_text() == "kept!"
+
+
+def test_a_pad_that_cannot_keep_a_copy_stays_open():
+    """Both disks are full, until there is room for a copy."""
+    bars: list[str] = []
+
+    def save(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def copy(text: str) -> Path:
+        if len(bars) < 3:
+            save()
+        return Path(f"copy of {text}")
+
+    with create_pipe_input() as keys, load() as shipped, Completer(shipped) as completer:
+        pad = Pad("kept", 4, completer, save, copy, "a.txt", input=keys, output=DummyOutput())
+
+        def leave(_: object) -> None:
+            bars.append(pad._bar())
+            keys.send_text("\x11")
+
+        pad.app.after_render += leave
+        pad.run()
+    assert "NOT SAVED: no space left on device  ^Q again" in bars[1]
+    assert "NOT SAVED: no copy either: no space left on device" in bars[2]
+    assert pad.unsaved.endswith("the text is in copy of kept")
 
 
 def test_bad_input_is_one_line(home):

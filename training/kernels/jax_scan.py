@@ -13,7 +13,8 @@ import jax.numpy as jnp
 def scan(decay: Any, update: Any, memory: Any, axis: str | None = None) -> Any:
     """As `primitives.scan`. axis: of the mesh, within a shard_map, over which axis 2 is split;
     `memory` is what the first part starts from, the last memory returned that after its own."""
-    every: Any = _scan(decay, update, memory, axis)
+    dtype = jnp.result_type(decay, update, memory)
+    every: Any = _scan(*(x.astype(dtype) for x in (decay, update, memory)), axis)
     return every[:, :, :-1], every[:, :, -1]
 
 

@@ -18,14 +18,14 @@ from ..mixers import primitives
 from .triton_scan import WARPS, _then
 
 TOKENS, CHANNELS = 32, 32  # of a tile: with more, registers go to memory
-HALF_TURN = math.pi / 2
+QUARTER_TURN = math.pi / 2
 
 
 @triton.jit
-def _angle(radius, HALF_TURN: tl.constexpr):
+def _angle(radius, QUARTER_TURN: tl.constexpr):
     """rho of the encoder's number, and its derivative."""
     share = 1 / (1 + tl.exp(-radius))
-    return HALF_TURN * share, HALF_TURN * share * (1 - share)
+    return QUARTER_TURN * share, QUARTER_TURN * share * (1 - share)
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _kernel(
     memory_channel,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    HALF_TURN: tl.constexpr,
+    QUARTER_TURN: tl.constexpr,
 ):
     """A program a row and a block of channels. Strides in elements; `every` is contiguous, one
     token longer, `memory` first."""
@@ -64,7 +64,7 @@ def _kernel(
         token = (begin + tl.arange(0, TOKENS)[:, None]).to(tl.int64)
         there = (token < length) & exist
         angle, _ = _angle(
-            tl.load(radius + token * radius_token, mask=there, other=0).to(tl.float32), HALF_TURN
+            tl.load(radius + token * radius_token, mask=there, other=0).to(tl.float32), QUARTER_TURN
         )
         update = tl.load(value + token * value_token, mask=there, other=0).to(tl.float32)
         decay, update = tl.associative_scan((tl.cos(angle), tl.sin(angle) * update), 0, _then)
@@ -92,9 +92,9 @@ def _kernel_back(
     radius_channel,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    HALF_TURN: tl.constexpr,
+    QUARTER_TURN: tl.constexpr,
 ):
-    """From the last token to the first; but for value and radius all are contiguous, `gradient`
+    """From the last state to the first; but for value and radius all are contiguous, `gradient`
     that of `every`."""
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -106,41 +106,36 @@ def _kernel_back(
     gradient += row * (length + 1) * channels + channel
     of_value += row * length * channels + channel
     of_radius += row * length * channels + channel
-    later = tl.zeros((1, CHANNELS), tl.float32)  # the gradient of the state after, by all after it
-    for begin in range(0, length, TOKENS):
-        token = (length - 1 - begin - tl.arange(0, TOKENS)[:, None]).to(tl.int64)
-        there = (token >= 0) & exist
-        after, _ = _angle(
-            tl.load(
-                radius + (token + 1) * radius_token, mask=there & (token + 1 < length), other=0
-            ).to(tl.float32),
-            HALF_TURN,
+    of_memory += row * channels + channel
+    later = tl.zeros((1, CHANNELS), tl.float32)  # the whole gradient of the state after a tile
+    for begin in range(0, length + 1, TOKENS):
+        place = (length - begin - tl.arange(0, TOKENS)[:, None]).to(tl.int64)  # in `every`
+        there = (place >= 0) & exist
+        after = there & (place < length)  # a token comes after this state, and one made it
+        made = there & (place > 0)
+        angle, _ = _angle(
+            tl.load(radius + place * radius_token, mask=after, other=0).to(tl.float32), QUARTER_TURN
         )
-        own = tl.load(gradient + (token + 1) * channels, mask=there, other=0).to(tl.float32)
-        decay, whole = tl.associative_scan((tl.cos(after), own), 0, _then)
+        own = tl.load(gradient + place * channels, mask=there, other=0).to(tl.float32)
+        decay, whole = tl.associative_scan((tl.cos(angle), own), 0, _then)
         whole += decay * later
         later = tl.sum(tl.where(last, whole, 0), 0)[None, :]
+        tl.store(of_memory + place * 0, whole, mask=there & (place == 0))
+        token = place - 1
         angle, slope = _angle(
-            tl.load(radius + token * radius_token, mask=there, other=0).to(tl.float32), HALF_TURN
+            tl.load(radius + token * radius_token, mask=made, other=0).to(tl.float32), QUARTER_TURN
         )
         cos, sin = tl.cos(angle), tl.sin(angle)
-        there_value = tl.load(value + token * value_token, mask=there, other=0).to(tl.float32)
-        before = tl.load(every + token * channels, mask=there, other=0).to(tl.float32)
-        tl.store(of_value + token * channels, sin * whole, mask=there)
-        turned = (cos * there_value - sin * before) * whole * slope
-        tl.store(of_radius + token * channels, turned, mask=there)
-        own = tl.load(gradient, mask=exist, other=0).to(tl.float32)
-        of_first = tl.where(token == 0, cos * whole, 0)
-        tl.store(
-            of_memory + row * channels + channel,
-            own + tl.sum(of_first, 0)[None, :],
-            mask=exist & (begin + TOKENS >= length),
-        )
+        value_here = tl.load(value + token * value_token, mask=made, other=0).to(tl.float32)
+        before = tl.load(every + token * channels, mask=made, other=0).to(tl.float32)
+        tl.store(of_value + token * channels, sin * whole, mask=made)
+        turned = (cos * value_here - sin * before) * whole * slope
+        tl.store(of_radius + token * channels, turned, mask=made)
 
 
 @torch.library.custom_op("tsm::coupled_scan", mutates_args=())
 def _scan(value: Tensor, radius: Tensor, memory: Tensor) -> Tensor:
-    """memory and every state, (B, L+1, D), of the type of `value`."""
+    """memory and every state, (B, L+1, D), of the dtype of `value`."""
     rows, length, channels = value.shape
     every = value.new_empty((rows, length + 1, channels))
     _over(
@@ -179,7 +174,7 @@ def _over(kernel: Any, value: Tensor, arrays: tuple[Any, ...], strides: tuple[in
         *strides,
         TOKENS=TOKENS,
         CHANNELS=CHANNELS,
-        HALF_TURN=HALF_TURN,
+        QUARTER_TURN=QUARTER_TURN,
         num_warps=WARPS,
     )
 
@@ -201,13 +196,13 @@ def _(value: Tensor, radius: Tensor, every: Tensor, gradient: Tensor) -> tuple[T
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.memory_type = inputs[2].dtype
+    ctx.memory_dtype = inputs[2].dtype
     ctx.save_for_backward(inputs[0], inputs[1], output)
 
 
 def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     of_value, of_radius, of_memory = _scan_backward(*ctx.saved_tensors, gradient)
-    return of_value, of_radius, of_memory.to(ctx.memory_type)
+    return of_value, of_radius, of_memory.to(ctx.memory_dtype)
 
 
 _scan.register_autograd(_back, setup_context=_save)
@@ -220,16 +215,23 @@ def scan(value: Tensor, radius: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]
 
 
 def agrees(device: str = "cuda") -> bool:
-    """With the plain form, in states and gradients, within 1e-4."""
+    """With the plain form on the CPU, in states and gradients: of slices, as the model has them, in
+    fp32, and with values in bf16."""
+    inner, generator = CHANNELS + 8, torch.Generator().manual_seed(0)
+    projected = torch.randn((2, 2 * TOKENS + 5, 3 * inner), generator=generator)
+    first = torch.randn((2, inner), generator=generator)
 
-    def states_and_gradients(scan: Any) -> Any:
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn((3, 2, 2 * TOKENS + 5, CHANNELS + 8), generator=generator).to(device)
-        arguments = [x.requires_grad_() for x in (drawn[0], drawn[1], drawn[2, :, 0])]
-        states = scan(*arguments)
-        loss = torch.stack([(x * x).sum() for x in states]).sum()
-        return *states, *torch.autograd.grad(loss, arguments)
+    def found(scan: Any, device: str, dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(device).requires_grad_() for x in (projected, first)]
+        whole = inputs[0].to(dtype)
+        value, radius = whole[..., :inner], whole[..., inner : 2 * inner].float()
+        states, last = scan(value, radius, inputs[1])
+        loss = states.float().square().sum() + last.float().square().sum()
+        return [x.float().cpu() for x in (states, last, *torch.autograd.grad(loss, inputs))]
 
     plain = functools.partial(primitives.coupled_scan, xp)
-    pairs = zip(*map(states_and_gradients, (scan, plain)), strict=True)
-    return all(torch.allclose(one, other, atol=1e-4) for one, other in pairs)
+    for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        pairs = zip(found(scan, device, dtype), found(plain, "cpu", dtype), strict=True)
+        if any((one - other).norm() > most * other.norm() for one, other in pairs):
+            return False
+    return True

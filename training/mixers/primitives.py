@@ -32,6 +32,8 @@ def rms_norm(xp: Any, x: Array) -> Array:
 
 
 def linear(xp: Any, x: Array, matrix: Array) -> Array:
+    if matrix.dtype.itemsize < x.dtype.itemsize:  # JAX in bf16; PyTorch's autocast does it itself
+        x = xp.astype(x, matrix.dtype)
     return x @ xp.matrix_transpose(matrix)
 
 
@@ -81,7 +83,7 @@ def decays(
 def scan(xp: Any, decay: Array, update: Array, memory: Array) -> tuple[Array, Array]:
     """M_n = decay_n M_{n-1} + update_n over axis 2, from `memory`: all M before, and the last.
     Hillis-Steele: the reach doubles each round, so there is no loop primitive to export."""
-    own = getattr(xp, "scan", None)  # of training/mesh.py: over a text that is split
+    own = getattr(xp, "scan", None)  # of training/kernels/jax_scan.py
     if own:
         return own(decay, update, memory)
     count, reach = update.shape[2], 1

@@ -15,7 +15,15 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsm.runtime.command import CommandError, Parser, needs, number, open_output, run_command
+from tsm.runtime.command import (
+    CommandError,
+    Parser,
+    complain,
+    needs,
+    number,
+    open_output,
+    run_command,
+)
 from tsm.runtime.engines import SHIPPED_MODEL
 
 from .learn import MODEL, learn
@@ -66,13 +74,16 @@ def _open(arguments: Namespace) -> None:
     session = Session(arguments.file)
     session.save(session.text, session.cursor)  # a place that cannot be written costs no text
     with load(path) as model, Completer(model, arguments.threshold or THRESHOLD) as completer:
-        pad = Pad(session.text, session.cursor, completer, session.save, arguments.file.name)
+        name = arguments.file.name
+        pad = Pad(session.text, session.cursor, completer, session.save, session.copy, name)
         try:
             pad.run()
-        finally:
+        except KeyboardInterrupt:  # a signal, whose exit code stays
             if pad.unsaved:
-                copy = session.copy(pad.buffer.text)
-                raise CommandError(f"{arguments.file}: {pad.unsaved}; the text is in {copy}")
+                complain("tsm-write", f"{arguments.file}: {pad.unsaved}")
+            raise
+        if pad.unsaved:
+            raise CommandError(f"{arguments.file}: {pad.unsaved}")
 
 
 def _learn(arguments: Namespace) -> None:

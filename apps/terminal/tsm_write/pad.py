@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prompt_toolkit.application import Application
@@ -46,7 +47,8 @@ class _Text(Buffer):
 
 
 class Pad:
-    """A text that is written; `save` takes it and the cursor's place."""
+    """A text that is written; `save` takes it and the cursor's place, and where that fails `copy`
+    takes it and returns where it has put it."""
 
     def __init__(
         self,
@@ -54,14 +56,16 @@ class Pad:
         cursor: int,
         completer: Completer,
         save: Callable[[str, int], None],
+        copy: Callable[[str], Path],
         title: str,
         **terminal: Any,
     ) -> None:
         """terminal: input and output, of prompt_toolkit's, in place of the real one's."""
-        self._completer, self._save, self._title = completer, save, title
+        self._completer, self._save, self._copy, self._title = completer, save, copy, title
         self.completion: Completion | None = None
         self.unsaved = ""  # why, where saving failed
         self._told = False  # that another key leaves without
+        self.copied: Path | None = None
         self.buffer = _Text(document=Document(text, cursor), multiline=True)
         self._seen = self.buffer.document
         control = BufferControl(
@@ -79,11 +83,13 @@ class Pad:
         self.app.key_processor.after_key_press += lambda _: self._look()
 
     def run(self) -> None:
-        """Until one leaves; the text is saved then, whatever ends it, or `unsaved` says why not."""
+        """Until one leaves; the text is saved then, whatever ends it, or `unsaved` says why not and
+        where a copy is."""
         try:
             self.app.run(pre_run=lambda: self.app.create_background_task(self._autosave()))
         finally:
-            self.save()
+            if not self.save() and (self.copied or self._keep_copy()):
+                self.unsaved += f"; the text is in {self.copied}"
 
     def save(self) -> bool:
         """Returns whether it could be; where not, the bar tells why."""
@@ -93,6 +99,14 @@ class Pad:
         except OSError as error:
             self.unsaved = (error.strerror or str(error)).lower()
         return not self.unsaved
+
+    def _keep_copy(self) -> bool:
+        """Returns whether it could be."""
+        try:
+            self.copied = self._copy(self.buffer.text)
+        except OSError as error:
+            self.unsaved = f"no copy either: {(error.strerror or str(error)).lower()}"
+        return self.copied is not None
 
     async def _autosave(self) -> None:
         saved = self.buffer.document
@@ -180,9 +194,12 @@ class Pad:
         @keys.add("c-q")
         @keys.add("c-c")
         def leave(_: Any) -> None:
-            if self.save() or self._told:
+            if self.save():
                 self.app.exit()
-            self._told = True
+            elif not self._told:
+                self._told = True
+            elif self._keep_copy():
+                self.app.exit()
 
         return keys
 

@@ -73,11 +73,11 @@ class Session:
             file.write(json.dumps(state).encode())
 
     def copy(self, text: str) -> Path:
-        """The text in a file of its own, where temporary ones are."""
-        name = {"prefix": f"{self._path.stem}-", "suffix": self._path.suffix}
-        with tempfile.NamedTemporaryFile("wb", delete=False, **name) as file:
+        """The text in a new folder, where temporary ones are."""
+        path = Path(tempfile.mkdtemp(prefix="tsm-write-")) / self._path.name
+        with written(path) as file:
             file.write(self._encoded(text))
-        return Path(file.name)
+        return path
 
     def _encoded(self, text: str) -> bytes:
         return text.replace("\n", self._newline).encode("utf-8", "surrogateescape")
