@@ -16,7 +16,6 @@ import cost
 import quality
 import recall
 import schedules
-import step
 from results import read
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -37,16 +36,14 @@ def everything() -> dict[str, list[dict[str, Any]]]:
     return {
         "losses": read(quality.RESULTS),
         "costs": read(cost.RESULTS),
-        "steps": read(step.RESULTS),
         "rates": schedules.alike(read(schedules.RESULTS)),
-        "recalls": recall.of_every_byte(read(recall.RESULTS)),
+        "recalls": read(recall.RESULTS),
     }
 
 
 def page(
     losses: list[dict[str, Any]],
     costs: list[dict[str, Any]],
-    steps: list[dict[str, Any]],
     rates: list[dict[str, Any]],
     recalls: list[dict[str, Any]],
 ) -> str:
@@ -89,6 +86,7 @@ def page(
             schedules.table(rates),
         ]
     if recalls:
+        of_every_byte = recall.of_every_byte(recalls)
         parts += [
             "## Recall",
             "The share of answer bytes that are right, by distance in bytes. Attention is better "
@@ -97,7 +95,10 @@ def page(
             f"{recall.CONFIG.steps:,} steps, three seeds (one for 10,000 steps): what fails may "
             "succeed otherwise. "
             f"`python benchmarks/recall.py`; {_where(recalls)}",
-            recall.table(recalls),
+            recall.table(of_every_byte),
+            "An addressed memory, where in training the answers alone counted (`--answers`), one "
+            "seed: the share of whole answers.",
+            recall.answers_table(recalls),
         ]
     if costs:
         parts += [
@@ -120,14 +121,6 @@ def page(
                 "its launches. `python benchmarks/cost.py --kinds gpu`.",
                 cost.table(costs, "gpu"),
             ]
-    if steps:
-        parts += [
-            "## The training step",
-            "Each variant adds one thing to the one before, at no loss of quality; *pages kept*: "
-            "malloc keeps freed memory. One thread, in processor time. "
-            f"`python benchmarks/step.py`; {_where(steps)}",
-            step.table(steps),
-        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -275,28 +275,23 @@ def of_every_byte(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def answers_table(results: list[dict[str, Any]]) -> str:
-    """The share of whole answers that are right (of their bytes), of the runs whose answers alone
-    counted: means over the seeds, at the best learning rate."""
+    """The share of whole answers that are right, of the runs whose answers alone counted: means
+    over the seeds, at the best learning rate."""
     results = [r for r in results if r.get("counted") == ANSWERS]
     distances = sorted({row["distance"] for r in results for row in r["rows"]})
-    names = ["task", "mixer", "width", "steps", "windows", "rate", "seeds", *map(str, distances)]
+    names = ["task", "mixer", "width", "steps", *map(str, distances)]
     lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
     groups: dict[tuple[Any, ...], dict[float, list[dict[str, Any]]]] = {}
     for r in results:
-        config = r["config"]
-        windows = f"{config['batch']} x {config['window']}"
-        key = r["task"], r["mixer"], r["spec"]["width"], config["steps"], windows
-        groups.setdefault(key, {}).setdefault(config["adam_learning_rate"], []).append(r)
+        key = r["task"], r["mixer"], r["spec"]["width"], r["config"]["steps"]
+        rates = groups.setdefault((*key, r["config"]["batch"], r["config"]["window"]), {})
+        rates.setdefault(r["config"]["adam_learning_rate"], []).append(r)
     for key, rates in sorted(groups.items()):
-        rate = max(rates, key=lambda rate: _bytes_right(rates[rate]))
-        runs, cells = rates[rate], [*map(str, key), str(rate), str(len(rates[rate]))]
+        runs, cells = max(rates.values(), key=_bytes_right), [*map(str, key[:4])]
         for distance in distances:
             rows = [row for r in runs for row in r["rows"] if row["distance"] == distance]
-            whole, some = (
-                statistics.mean([row[name] for row in rows] or [0.0])
-                for name in ("accuracy", "byte_accuracy")
-            )
-            cells.append(f"{whole:.2f} ({some:.2f})" if rows else "")
+            whole = [row["accuracy"] for row in rows]
+            cells.append(f"{statistics.mean(whole):.2f}" if whole else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
