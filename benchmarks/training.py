@@ -156,7 +156,8 @@ def _cell(results: list[dict[str, Any]], device: str, system: str, window: int) 
     )
     share = runs[-1]["share_of_peak"]
     plain = device == "gpu" and system.startswith("TSM") and not runs[-1]["gpu_kernel"]
-    about = [f"{share:.1%}"] * bool(share) + ["without its kernel"] * plain
+    about = [f"{share:.1%}"] if share else []
+    about += ["without its kernel"] if plain else []
     return f"{speed:,.0f} ({', '.join([*about, f'{peak / 1e6:,.0f} MB'])})"
 
 
