@@ -16,8 +16,8 @@ from tsm.training.kernels import triton_coupled, triton_scan
 from tsm.training.mixers import primitives
 
 H100 = GPUTarget("cuda", 90, 32)
-ARRAYS = {"decay", "update", "memory", "out", "value", "radius", "every", "gradient"}
-ARRAYS |= {"of_value", "of_radius", "of_memory"}
+ARRAYS = {"decay", "update", "memory", "out", "value", "radius", "states", "gradient"}
+ARRAYS |= {"grad_value", "grad_radius", "grad_memory"}
 
 
 def interpret():

@@ -83,7 +83,7 @@ class Engine:
         return merged(self.base, values) if self.base else values
 
     def _cast(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The matrices of products; the rest stays in fp32, as in PyTorch's autocast."""
+        """Matrices but for embeddings; the rest stays in fp32, as in PyTorch's autocast."""
         return {
             n: v.astype(self.dtype) if v.ndim == 2 and n != "embed" else v
             for n, v in values.items()

@@ -100,9 +100,9 @@ def _kernel_back(
     memory: Any,
     states: Any,
     gradient: Any,
-    of_value: Any,
-    of_radius: Any,
-    of_memory: Any,
+    grad_value: Any,
+    grad_radius: Any,
+    grad_memory: Any,
 ) -> None:
     row, channels, load, store = _block(value)
     first = load(memory, (row, channels))
@@ -124,14 +124,14 @@ def _kernel_back(
         for place, (value_here, radius_here, own, before) in zip(places, read, strict=True):
             angle, slope = _angle(radius_here)
             cos, sin, later = jnp.cos(angle), jnp.sin(angle), own + later
-            store(of_value, (row, place, channels), sin * later)
+            store(grad_value, (row, place, channels), sin * later)
             turned = cos * value_here - sin * before
-            store(of_radius, (row, place, channels), turned * later * slope)
+            store(grad_radius, (row, place, channels), turned * later * slope)
             later = cos * later
         return later
 
     last = _over_tiles(value, tile, jnp.zeros_like(first), reverse=True)
-    store(of_memory, (row, channels), last)
+    store(grad_memory, (row, channels), last)
 
 
 def _angle(radius: Any) -> tuple[Any, Any]:
@@ -143,13 +143,13 @@ def _angle(radius: Any) -> tuple[Any, Any]:
 def _block(array: Any) -> tuple[Any, Any, Any, Any]:
     """This program's row and channels, and how it reads and writes in fp32 those that exist."""
     first = pl.program_id(1) * CHANNELS
-    exist = first + jnp.arange(CHANNELS) < array.shape[2]
+    mask = first + jnp.arange(CHANNELS) < array.shape[2]
 
     def load(array: Any, place: Any) -> Any:
-        return plgpu.load(array.at[place], mask=exist, other=0).astype(jnp.float32)
+        return plgpu.load(array.at[place], mask=mask, other=0).astype(jnp.float32)
 
     def store(array: Any, place: Any, found: Any) -> None:
-        plgpu.store(array.at[place], found.astype(array.dtype), mask=exist)
+        plgpu.store(array.at[place], found.astype(array.dtype), mask=mask)
 
     return pl.program_id(0), pl.ds(first, CHANNELS), load, store
 

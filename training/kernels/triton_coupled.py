@@ -29,11 +29,23 @@ def _angle(radius, QUARTER_TURN: tl.constexpr):
 
 
 @triton.jit
+def _block(channels, CHANNELS: tl.constexpr):
+    """This program's row and channels, and which of those exist."""
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    return tl.program_id(0).to(tl.int64), channel, channel < channels
+
+
+@triton.jit
+def _load(pointer, mask):
+    return tl.load(pointer, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
 def _kernel(
     value,
     radius,
     memory,
-    every,
+    states,
     length,
     channels,
     value_row,
@@ -48,28 +60,23 @@ def _kernel(
     CHANNELS: tl.constexpr,
     QUARTER_TURN: tl.constexpr,
 ):
-    """A program a row and a block of channels. Strides in elements; `every` is contiguous, one
+    """A program a row and a block of channels. Strides in elements; `states` is contiguous, one
     token longer, `memory` first."""
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    exist = channel < channels
+    row, channel, channel_mask = _block(channels, CHANNELS)
     last = tl.arange(0, TOKENS)[:, None] == TOKENS - 1
     value += row * value_row + channel * value_channel
     radius += row * radius_row + channel * radius_channel
-    every += row * (length + 1) * channels + channel
-    before = tl.load(memory + row * memory_row + channel * memory_channel, mask=exist, other=0)
-    before = before.to(tl.float32)
-    tl.store(every, before, mask=exist)
+    states += row * (length + 1) * channels + channel
+    before = _load(memory + row * memory_row + channel * memory_channel, channel_mask)
+    tl.store(states, before, mask=channel_mask)
     for begin in range(0, length, TOKENS):
         token = (begin + tl.arange(0, TOKENS)[:, None]).to(tl.int64)
-        there = (token < length) & exist
-        angle, _ = _angle(
-            tl.load(radius + token * radius_token, mask=there, other=0).to(tl.float32), QUARTER_TURN
-        )
-        update = tl.load(value + token * value_token, mask=there, other=0).to(tl.float32)
+        mask = (token < length) & channel_mask
+        angle, _ = _angle(_load(radius + token * radius_token, mask), QUARTER_TURN)
+        update = _load(value + token * value_token, mask)
         decay, update = tl.associative_scan((tl.cos(angle), tl.sin(angle) * update), 0, _then)
         state = decay * before + update
-        tl.store(every + (token + 1) * channels, state, mask=there)
+        tl.store(states + (token + 1) * channels, state, mask=mask)
         before = tl.sum(tl.where(last, state, 0), 0)[None, :]
 
 
@@ -77,11 +84,11 @@ def _kernel(
 def _kernel_back(
     value,
     radius,
-    every,
+    states,
     gradient,
-    of_value,
-    of_radius,
-    of_memory,
+    grad_value,
+    grad_radius,
+    grad_memory,
     length,
     channels,
     value_row,
@@ -95,61 +102,53 @@ def _kernel_back(
     QUARTER_TURN: tl.constexpr,
 ):
     """From the last state to the first; but for value and radius all are contiguous, `gradient`
-    that of `every`."""
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    exist = channel < channels
+    that of `states`."""
+    row, channel, channel_mask = _block(channels, CHANNELS)
     last = tl.arange(0, TOKENS)[:, None] == TOKENS - 1
     value += row * value_row + channel * value_channel
     radius += row * radius_row + channel * radius_channel
-    every += row * (length + 1) * channels + channel
+    states += row * (length + 1) * channels + channel
     gradient += row * (length + 1) * channels + channel
-    of_value += row * length * channels + channel
-    of_radius += row * length * channels + channel
-    of_memory += row * channels + channel
+    grad_value += row * length * channels + channel
+    grad_radius += row * length * channels + channel
+    grad_memory += row * channels + channel
     later = tl.zeros((1, CHANNELS), tl.float32)  # the whole gradient of the state after a tile
     for begin in range(0, length + 1, TOKENS):
-        place = (length - begin - tl.arange(0, TOKENS)[:, None]).to(tl.int64)  # in `every`
-        there = (place >= 0) & exist
-        after = there & (place < length)  # a token comes after this state, and one made it
-        made = there & (place > 0)
-        angle, _ = _angle(
-            tl.load(radius + place * radius_token, mask=after, other=0).to(tl.float32), QUARTER_TURN
-        )
-        own = tl.load(gradient + place * channels, mask=there, other=0).to(tl.float32)
+        place = (length - begin - tl.arange(0, TOKENS)[:, None]).to(tl.int64)  # in `states`
+        token = place - 1  # that made the state there
+        mask = (place >= 0) & channel_mask
+        token_mask, next_mask = mask & (place > 0), mask & (place < length)
+        angle, _ = _angle(_load(radius + place * radius_token, next_mask), QUARTER_TURN)
+        own = _load(gradient + place * channels, mask)
         decay, whole = tl.associative_scan((tl.cos(angle), own), 0, _then)
         whole += decay * later
         later = tl.sum(tl.where(last, whole, 0), 0)[None, :]
-        tl.store(of_memory + place * 0, whole, mask=there & (place == 0))
-        token = place - 1
-        angle, slope = _angle(
-            tl.load(radius + token * radius_token, mask=made, other=0).to(tl.float32), QUARTER_TURN
-        )
+        tl.store(grad_memory + tl.zeros_like(place), whole, mask=mask & (place == 0))
+        angle, slope = _angle(_load(radius + token * radius_token, token_mask), QUARTER_TURN)
         cos, sin = tl.cos(angle), tl.sin(angle)
-        value_here = tl.load(value + token * value_token, mask=made, other=0).to(tl.float32)
-        before = tl.load(every + token * channels, mask=made, other=0).to(tl.float32)
-        tl.store(of_value + token * channels, sin * whole, mask=made)
-        turned = (cos * value_here - sin * before) * whole * slope
-        tl.store(of_radius + token * channels, turned, mask=made)
+        before = _load(states + token * channels, token_mask)
+        turned = cos * _load(value + token * value_token, token_mask) - sin * before
+        tl.store(grad_value + token * channels, sin * whole, mask=token_mask)
+        tl.store(grad_radius + token * channels, turned * whole * slope, mask=token_mask)
 
 
 @torch.library.custom_op("tsm::coupled_scan", mutates_args=())
 def _scan(value: Tensor, radius: Tensor, memory: Tensor) -> Tensor:
     """memory and every state, (B, L+1, D), of the dtype of `value`."""
     rows, length, channels = value.shape
-    every = value.new_empty((rows, length + 1, channels))
+    states = value.new_empty((rows, length + 1, channels))
     _over(
         _kernel,
         value,
-        (value, radius, memory, every, length, channels),
+        (value, radius, memory, states, length, channels),
         (*value.stride(), *radius.stride(), *memory.stride()),
     )
-    return every
+    return states
 
 
 @torch.library.custom_op("tsm::coupled_scan_backward", mutates_args=())
 def _scan_backward(
-    value: Tensor, radius: Tensor, every: Tensor, gradient: Tensor
+    value: Tensor, radius: Tensor, states: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of value, radius and memory."""
     rows, length, channels = value.shape
@@ -161,7 +160,7 @@ def _scan_backward(
     _over(
         _kernel_back,
         value,
-        (value, radius, every, gradient.contiguous(), *found, length, channels),
+        (value, radius, states, gradient.contiguous(), *found, length, channels),
         (*value.stride(), *radius.stride()),
     )
     return found
@@ -186,7 +185,7 @@ def _(value: Tensor, radius: Tensor, memory: Tensor) -> Tensor:
 
 
 @_scan_backward.register_fake
-def _(value: Tensor, radius: Tensor, every: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+def _(value: Tensor, radius: Tensor, states: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
     rows, _, channels = value.shape
     return (
         value.new_empty(value.shape),
@@ -201,8 +200,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 
 
 def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    of_value, of_radius, of_memory = _scan_backward(*ctx.saved_tensors, gradient)
-    return of_value, of_radius, of_memory.to(ctx.memory_dtype)
+    grad_value, grad_radius, grad_memory = _scan_backward(*ctx.saved_tensors, gradient)
+    return grad_value, grad_radius, grad_memory.to(ctx.memory_dtype)
 
 
 _scan.register_autograd(_back, setup_context=_save)
