@@ -5,7 +5,7 @@
 #include "../runtime/native/tsm.h"
 
 typedef uint64_t wide __attribute__((vector_size(64), aligned(1)));
-typedef int reader(tsm_model *, float *, float *, const uint8_t *, size_t, float *, int);
+typedef int reader(tsm_model *, float *, const uint8_t *, size_t, float *, int);
 
 /* Takes every 64 bytes once, in order, and asks for what comes `ahead` of them later: without, how
  * fast it comes depends on what was read before. Returns a sum, that nothing may be left out. */
@@ -23,10 +23,10 @@ uint64_t take(const wide *data, size_t count, size_t ahead) {
 }
 
 /* A byte a call, as a text is generated. */
-void feed(reader *read, tsm_model *model, float *channels, float *history, size_t count) {
+void feed(reader *read, tsm_model *model, float *state, size_t count) {
     float logits[256];
     for (size_t i = 0; i < count; i++) {
         uint8_t byte = (uint8_t)(32 + i % 90);
-        read(model, channels, history, &byte, 1, logits, 0);
+        read(model, state, &byte, 1, logits, 0);
     }
 }

@@ -36,7 +36,7 @@ def of_ceiling(engine: NativeEngine) -> dict[str, float]:
             library.take(memory, lines, ctypes.c_size_t(ahead))
 
     def generate() -> None:
-        library.feed(*model, *engine._state.values(), ctypes.c_size_t(CALLS))
+        library.feed(*model, engine._state, ctypes.c_size_t(CALLS))
 
     alone, fastest, parts = [], [], []
     for _ in range(TURNS):

@@ -92,6 +92,8 @@ _KEYS = _WANTED.keys()
 _MEANINGS = {  # of the parts of the state, in all mixers
     "channels": "what each channel remembers",
     "memory": "what each head remembers",
+    "addressed": "what each head holds at every key",
+    "projected": "the queries, keys and values that the short convolution still reaches",
     "hidden": "what each channel remembers",
     "sums": "running sums over all keys and values",
     "history": "the inputs that the short convolution still reaches",

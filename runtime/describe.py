@@ -37,7 +37,7 @@ from .artifact import (
 )
 from .command import Parser, open_output, run_command
 from .engines import SHIPPED_MODEL, VOCABULARY, kinds
-from .engines.native import BITS, has_beams
+from .engines.native import BITS, has_splitters, layer_mixers
 from .text import printable
 
 FLOAT_BYTES = 4
@@ -96,20 +96,27 @@ def describe(path: str | Path) -> dict[str, Any]:
 def weight_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The weights of a model of beam splitters, in order of use; of another mixer, none: the table
     of every mixer is training/spec.py's, which a device does not have."""
-    if not has_beams(spec):
+    if not has_splitters(spec):
         return {}
-    width, channels = spec["width"], spec["heads"] * spec["value_width"]
-    hidden = round(spec["mlp_ratio"] * width)
-    layer = {
-        "mixer.short": (spec["compression"], width),
-        "mixer.radius": (channels,),
-        "mixer.in": (3 * channels, width),
-        "mixer.out": (width, channels),
-        "mlp.in": (hidden, width),
-        "mlp.out": (width, hidden),
+    width, heads, taps = spec["width"], spec["heads"], spec["compression"]
+    channels, hidden = heads * spec["value_width"], round(spec["mlp_ratio"] * width)
+    projected = 2 * heads * spec["key_width"] + channels  # queries, keys and values
+    mixers = {
+        "beam": {"short": (taps, width), "radius": (channels,), "in": (3 * channels, width)},
+        "addressed": {
+            "short": (taps, projected),
+            "encoder": (3 * heads, width),
+            **{f"encoder.{angle}": (heads,) for angle in ("delta", "radius", "decay")},
+            "in": (projected + channels, width),
+        },
     }
+    blocks = {}
+    for i, mixer in enumerate(layer_mixers(spec)):
+        weights = {**mixers[mixer], "out": (width, channels)}
+        blocks |= {f"blocks.{i}.mixer.{name}": shape for name, shape in weights.items()}
+        blocks[f"blocks.{i}.mlp.in"] = (hidden, width)
+        blocks[f"blocks.{i}.mlp.out"] = (width, hidden)
     ends = (spec["vocabulary"], width)
-    blocks = {f"blocks.{i}.{n}": shape for i in range(spec["layers"]) for n, shape in layer.items()}
     return {"embed": ends, **blocks, "head": ends}
 
 

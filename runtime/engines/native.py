@@ -21,49 +21,76 @@ if TYPE_CHECKING:
     from ..artifact import Artifact
     from .engine import Bytes
 
-from .engine import VOCABULARY, Engine, EngineError, ModelFile, some_bytes
+from .engine import FLOAT_BYTES, VOCABULARY, Engine, EngineError, ModelFile, some_bytes
 
 INSTALL = "make native (runtime/engines/native.py says how without make)"
-VERSION = 6  # TSM_VERSION of native/tsm.h
+VERSION = 7  # TSM_VERSION of native/tsm.h
 NOT_FINITE = -2  # TSM_NOT_FINITE there
 MESSAGE_BYTES = 160  # TSM_MESSAGE_BYTES
 _LIBRARIES = (".so", ".dylib", ".pyd", ".dll")
 BITS = {"int8": 8, "int4": 4}
 SIMD = 3  # the best that the CPU has, up to AVX-512
-REFERENCE = {"mixer": "beam", "rotation": False, "coupling": True, "short": True}
+MIXERS = ("beam", "addressed")  # in the order of tsm.h's numbers
+SWITCHES = {"rotation": False, "coupling": True, "short": True}
+MOST_LAYERS = 256  # TSM_MOST_LAYERS
+STATE = ("addressed", "channels", "history", "projected")  # in the order of tsm_state_values
 LANES = 16  # channels are taken so many at a time
 # By field of tsm.h's tsm_spec: least, greatest, and what it is a multiple of, as `runs` in tsm.c.
 LIMITS = {
     "vocabulary": (16, VOCABULARY, 1),
     "width": (16, 1 << 14, 8),
-    "layers": (1, 256, 1),
+    "layers": (1, MOST_LAYERS, 1),
     "channels": (LANES, 1 << 14, LANES),
     "mlp_width": (16, 1 << 16, 8),
     "taps": (1, 8, 1),
     "bits": (4, 8, 4),
 }
+MEMORY_LIMIT = 1 << 24  # values of all addressed splitters
 
 
 class _Spec(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in LIMITS]
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in (*LIMITS, "heads", "key_width")),
+        ("mixers", ctypes.c_uint8 * MOST_LAYERS),
+    ]
 
 
-def has_beams(spec: dict[str, Any]) -> bool:
-    """Whether its mixers are beam splitters of the reference's kind."""
-    return all(spec.get(name) == value for name, value in REFERENCE.items())
+def has_splitters(spec: dict[str, Any]) -> bool:
+    """Whether its mixers are those of this engine, with the switches of the reference."""
+    names = spec["mixer"].split(",")
+    switches = SWITCHES if "beam" in names else {"rotation": False}
+    return (
+        len(names) in (1, spec["layers"])
+        and all(name in MIXERS for name in names)
+        and all(spec.get(name) == value for name, value in switches.items())
+    )
+
+
+def layer_mixers(spec: dict[str, Any]) -> list[str]:
+    """The mixer of each layer."""
+    names = spec["mixer"].split(",")
+    return names if len(names) == spec["layers"] else names * spec["layers"]
 
 
 def computes(spec: dict[str, Any], quantization: str) -> bool:
     """Whether the C code is of a model like this: spec as in an artifact's metadata."""
-    if quantization not in BITS or not has_beams(spec):
+    if quantization not in BITS or not has_splitters(spec):
         return False
     sizes = _sizes(spec, quantization)
     limits = ((sizes[name], *limit) for name, limit in LIMITS.items())
-    return all(low <= size <= high and size % unit == 0 for size, low, high, unit in limits)
+    if not all(low <= size <= high and size % unit == 0 for size, low, high, unit in limits):
+        return False
+    if not (addressed := layer_mixers(spec).count("addressed")):
+        return True
+    heads, key_width, channels = sizes["heads"], sizes["key_width"], sizes["channels"]
+    return (
+        1 <= heads * key_width <= LIMITS["width"][1]
+        and addressed * key_width * channels <= MEMORY_LIMIT
+    )
 
 
 def _sizes(spec: dict[str, Any], quantization: str) -> dict[str, int]:
-    """The fields of tsm.h's tsm_spec."""
+    """The whole numbers of tsm.h's tsm_spec."""
     return {
         "vocabulary": spec["vocabulary"],
         "width": spec["width"],
@@ -72,6 +99,8 @@ def _sizes(spec: dict[str, Any], quantization: str) -> dict[str, int]:
         "mlp_width": round(spec["mlp_ratio"] * spec["width"]),
         "taps": spec["compression"],
         "bits": BITS[quantization],
+        "heads": spec["heads"],
+        "key_width": spec["key_width"],
     }
 
 
@@ -94,13 +123,17 @@ class NativeEngine(Engine):
         ):
             raise EngineError(f"{artifact.path}: {message.value.decode()}")
         self._model = model
-        spec = self._library.tsm_spec_of(model).contents
         self.simd = self._library.tsm_simd(self._model)
-        values = {"channels": spec.channels, "history": (spec.taps - 1) * spec.width}
-        wanted = {name: 4 * spec.layers * count for name, count in values.items()}
+        values = (ctypes.c_size_t * len(STATE))()
+        count = self._library.tsm_state_values(self._library.tsm_spec_of(model), values)
+        wanted = {name: FLOAT_BYTES * n for name, n in zip(STATE, values) if n}
         if self._state_bytes() != wanted:
             raise EngineError(f"{artifact.path}: its state is not that of its spec")
-        self._state = {name: ctypes.create_string_buffer(n) for name, n in wanted.items()}
+        self._state = ctypes.create_string_buffer(FLOAT_BYTES * count)
+        self._parts, offset = {}, 0  # of it, by name
+        for name, size in wanted.items():
+            self._parts[name] = (ctypes.c_char * size).from_buffer(self._state, offset)
+            offset += size
 
     def close(self) -> None:
         if self._model:
@@ -142,10 +175,10 @@ class NativeEngine(Engine):
         return cumulative
 
     def get_state(self) -> dict[str, bytes]:
-        return {name: bytes(value) for name, value in self._state.items()}
+        return {name: bytes(value) for name, value in self._parts.items()}
 
     def _write_state(self, state: dict[str, bytes]) -> None:
-        for name, value in self._state.items():
+        for name, value in self._parts.items():
             value.raw = state[name]  # a slice would be copied byte by byte
 
     def logits_of(self, data: Bytes) -> array[float]:
@@ -157,9 +190,8 @@ class NativeEngine(Engine):
     def _read(self, data: bytes, every: bool) -> array[float]:
         self._file.check()
         logits = array("f", bytes(4 * VOCABULARY * (len(data) if every else 1)))
-        state = self._state["channels"], self._state["history"]
         status = self._library.tsm_read(
-            self._model, *state, data, len(data), _address(logits), every
+            self._model, self._state, data, len(data), _address(logits), every
         )
         if status == NOT_FINITE:
             raise self._not_finite()
@@ -184,10 +216,11 @@ def _library() -> Any:
         ("offset_count", size, [pointer]),
         ("new", pointer, [pointer, pointer, size, pointer, size, whole, ctypes.c_uint32]),
         ("open", whole, [pointer, size, whole, whole, ctypes.c_uint32, pointer, pointer]),
-        ("spec_of", ctypes.POINTER(_Spec), [pointer]),
+        ("spec_of", pointer, [pointer]),
+        ("state_values", size, [pointer, pointer]),
         ("free", None, [pointer]),
         ("simd", whole, [pointer]),
-        ("read", whole, [pointer, pointer, pointer, ctypes.c_char_p, size, pointer, whole]),
+        ("read", whole, [pointer, pointer, ctypes.c_char_p, size, pointer, whole]),
         ("frequencies", None, [pointer, pointer]),
         ("nats", None, [pointer, ctypes.c_char_p, size, pointer, pointer]),
         ("draw", ctypes.c_uint8, [pointer, pointer, real, ctypes.c_uint32, *[real] * 4]),

@@ -139,23 +139,44 @@ static int check_sealed(const uint8_t *file, size_t bytes, int trusted, json *me
     return 0;
 }
 
+/* The mixer of each layer from one name, or as many as layers with commas. */
+static int read_mixers(json values, tsm_spec *spec) {
+    static const char *const names[] = {"beam", "addressed"}; /* TSM_BEAM, TSM_ADDRESSED */
+    json value, text;
+    uint32_t count = 0;
+    if (!member(values, "mixer", &value) || !take_string(&value, &text)) return 0;
+    for (int more = 1; more; count++) {
+        const char *comma = memchr(text.at, ',', (size_t)(text.end - text.at));
+        const char *end = comma ? comma : text.end;
+        uint8_t mixer = 0;
+        while (mixer < 2 && (strlen(names[mixer]) != (size_t)(end - text.at) ||
+                             memcmp(names[mixer], text.at, (size_t)(end - text.at))))
+            mixer++;
+        if (mixer == 2 || count == spec->layers) return 0;
+        spec->mixers[count] = mixer;
+        more = comma != NULL;
+        text.at = end + more;
+    }
+    for (uint32_t l = 1; count == 1 && l < spec->layers; l++) spec->mixers[l] = spec->mixers[0];
+    return count == 1 || count == spec->layers;
+}
+
 /* Sizes as training/spec.py has them; another mixer, or weights of 32 bits, is not for this library. */
 static int read_spec(json metadata, tsm_spec *spec) {
     json values;
-    uint64_t width, layers, heads, value_width, taps, vocabulary;
+    uint64_t width, layers, heads, key_width, value_width, taps, vocabulary;
     double ratio;
-    if (!(member(metadata, "spec", &values) && member_is(values, "mixer", "\"beam\"") &&
-          member_is(values, "rotation", "false") && member_is(values, "coupling", "true") &&
-          member_is(values, "short", "true") && member_whole(values, "width", &width) &&
-          member_whole(values, "layers", &layers) && member_whole(values, "heads", &heads) &&
+    if (!(member(metadata, "spec", &values) && member_is(values, "rotation", "false") &&
+          member_whole(values, "width", &width) && member_whole(values, "layers", &layers) &&
+          member_whole(values, "heads", &heads) && member_whole(values, "key_width", &key_width) &&
           member_whole(values, "value_width", &value_width) &&
           member_whole(values, "compression", &taps) &&
           member_whole(values, "vocabulary", &vocabulary) &&
           member_number(values, "mlp_ratio", &ratio)))
         return 0;
     const uint64_t most = 1 << 16;
-    if (width > most || layers > most || heads > most || value_width > most || taps > most ||
-        vocabulary != 256 || !(ratio > 0 && ratio * (double)width < 1 << 20))
+    if (width > most || layers > TSM_MOST_LAYERS || heads > most || key_width > most || value_width > most ||
+        taps > most || vocabulary != 256 || !(ratio > 0 && ratio * (double)width < 1 << 20))
         return 0;
     int eight = member_is(metadata, "quantization", "\"int8\"");
     if (!eight && !member_is(metadata, "quantization", "\"int4\"")) return 0;
@@ -166,7 +187,12 @@ static int read_spec(json metadata, tsm_spec *spec) {
     spec->mlp_width = (uint32_t)rint(ratio * (double)width); /* ties to even, as Python's round */
     spec->taps = (uint32_t)taps;
     spec->bits = eight ? 8 : 4;
-    return tsm_offset_count(spec) > 0;
+    spec->heads = (uint32_t)heads;
+    spec->key_width = (uint32_t)key_width;
+    if (!read_mixers(values, spec)) return 0;
+    const int beams = addressed_layers(spec) < spec->layers;
+    return tsm_offset_count(spec) > 0 && (!beams || (member_is(values, "coupling", "true") &&
+                                                     member_is(values, "short", "true")));
 }
 
 /* Appends the offsets of one weight. */
@@ -182,17 +208,23 @@ static int take_offsets(json all, const char *name, size_t wanted, uint64_t **ne
 }
 
 static int read_offsets(json metadata, const tsm_spec *spec, uint64_t *next) {
-    static const char *const names[] = {"mixer.short", "mixer.radius", "mixer.in",
-                                        "mixer.out",   "mlp.in",       "mlp.out"};
+    static const struct {
+        const char *name;
+        int beam, addressed; /* how many offsets; -1: one a tap */
+    } parts[] = {{"mixer.short", -1, -1},         {"mixer.encoder", 0, 1},       {"mixer.encoder.delta", 0, 1},
+                 {"mixer.encoder.radius", 0, 1}, {"mixer.encoder.decay", 0, 1}, {"mixer.radius", 1, 0},
+                 {"mixer.in", 2, 2},             {"mixer.out", 2, 2},           {"mlp.in", 2, 2},
+                 {"mlp.out", 2, 2}};
     json all;
     if (!member(metadata, "offsets", &all) || !take_offsets(all, "embed", 1, &next)) return 0;
     for (uint32_t l = 0; l < spec->layers; l++)
-        for (int i = 0; i < 6; i++) {
-            char name[40] = "blocks.";
+        for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+            const int count = spec->mixers[l] == TSM_ADDRESSED ? parts[i].addressed : parts[i].beam;
+            char name[48] = "blocks.";
             size_t length = 7 + write_whole(name + 7, l);
             name[length++] = '.';
-            strcpy(name + length, names[i]);
-            if (!take_offsets(all, name, i == 0 ? spec->taps : i == 1 ? 1 : 2, &next)) return 0;
+            strcpy(name + length, parts[i].name);
+            if (count && !take_offsets(all, name, count < 0 ? spec->taps : (size_t)count, &next)) return 0;
         }
     return take_offsets(all, "head", 2, &next);
 }
@@ -200,7 +232,7 @@ static int read_offsets(json metadata, const tsm_spec *spec, uint64_t *next) {
 int tsm_open(const void *file, size_t file_bytes, int trusted, int simd, uint32_t threads,
              tsm_model **model, char *message) {
     json metadata;
-    tsm_spec spec;
+    tsm_spec spec = {0};
     *model = NULL;
     failed(0, message, "");
     if ((uintptr_t)file % 4)

@@ -146,8 +146,7 @@ static int read_on(tsm_completer *c, place *from, const uint8_t *bytes, size_t c
     place *own = calloc(1, size);
     if (!own) return failed(TSM_MEMORY, message, "no memory for a text");
     if (from) memcpy(own->memory, from->memory, size - sizeof *own);
-    int status = tsm_read(c->model, own->memory, own->memory + channels_of(spec), bytes, count,
-                          probabilities(c, own), 0);
+    int status = tsm_read(c->model, own->memory, bytes, count, probabilities(c, own), 0);
     if (status) {
         free(own);
         return read_failed(status, message);

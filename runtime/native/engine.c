@@ -49,6 +49,7 @@
 #endif
 
 enum { BLOCK = 128, LANES = 16, MOST_TAPS = 8, ROWS = 16, PANEL = 64, TOKENS = 4, FEW = 9,
+       ANGLES = 3 /* delta, radius and decay of a head */,
        MOST_THREADS = 16, SPINS = 1 << 14,
        AHEAD = 3072 /* bytes that are fetched before they are wanted: what was fastest */ };
 
@@ -60,6 +61,7 @@ typedef struct {
 
 typedef struct {
     const float *taps[MOST_TAPS], *radius;
+    const float *encoder, *delta, *decay; /* of an addressed splitter */
     matrix in, back, up, down;
 } layer;
 
@@ -104,6 +106,7 @@ struct tsm_model {
     kernels kernels;
     int simd;
     float *x, *normal, *shifted, *read, *inner; /* BLOCK rows each; inner: a mixer's, then an MLP's */
+    float *mixed; /* queries, keys and values of one token, and what a head's memory holds */
     int8_t *codes;
     worker workers[MOST_THREADS]; /* the first is the caller's thread */
     uint32_t threads;
@@ -221,6 +224,12 @@ INLINE float sin_quarter(float y) {
 WIDE static void normalise(const float *x, float *y, uint32_t n) {
     float scale = 1 / sqrtf(dot(x, x, n) / (float)n + 1e-6f);
     for (uint32_t i = 0; i < n; i++) y[i] = x[i] * scale;
+}
+
+/* x over its length. */
+WIDE static void unit_length(float *x, uint32_t n) {
+    float scale = 1 / sqrtf((dot(x, x, n) / (float)n + 1e-6f) * (float)n);
+    for (uint32_t i = 0; i < n; i++) x[i] *= scale;
 }
 
 /* x = codes * unit, |codes| <= 127, rounded to the nearest. Returns unit. */
@@ -998,18 +1007,51 @@ SMALL
 
 uint32_t tsm_version(void) { return TSM_VERSION; }
 
+static uint32_t addressed_layers(const tsm_spec *s) {
+    uint32_t count = 0;
+    for (uint32_t l = 0; l < s->layers; l++) count += s->mixers[l] == TSM_ADDRESSED;
+    return count;
+}
+
+/* Queries, keys and values of all heads. */
+static uint32_t projected_of(const tsm_spec *s) { return 2 * s->heads * s->key_width + s->channels; }
+
+static int runs_addressed(const tsm_spec *s, uint32_t most) {
+    uint32_t layers = addressed_layers(s);
+    for (uint32_t l = 0; l < s->layers; l++)
+        if (s->mixers[l] > TSM_ADDRESSED) return 0;
+    return !layers || (s->heads && s->heads <= most && s->channels % s->heads == 0 && s->key_width &&
+                       s->key_width <= most && (uint64_t)s->heads * s->key_width <= most &&
+                       (uint64_t)layers * s->key_width * s->channels <= 1 << 24);
+}
+
 /* As LIMITS in runtime/engines/native.py. */
 static int runs(const tsm_spec *s) {
     const uint32_t most = 1 << 14; /* of a width: no product of sizes below overflows */
     return s->vocabulary <= 256 && s->width <= most && s->layers &&
-           s->layers <= 256 && s->channels && s->channels <= most && s->channels % LANES == 0 &&
+           s->layers <= TSM_MOST_LAYERS && s->channels && s->channels <= most && s->channels % LANES == 0 &&
            s->mlp_width <= 4 * most && s->taps && s->taps <= MOST_TAPS &&
            (s->bits == 8 || s->bits == 4) && s->vocabulary >= ROWS && s->width >= ROWS &&
-           s->mlp_width >= ROWS && s->width % 8 == 0 && s->mlp_width % 8 == 0;
+           s->mlp_width >= ROWS && s->width % 8 == 0 && s->mlp_width % 8 == 0 &&
+           runs_addressed(s, most);
 }
 
 size_t tsm_offset_count(const tsm_spec *s) {
-    return runs(s) ? 1 + (size_t)s->layers * (s->taps + 1 + 8) + 2 : 0;
+    if (!runs(s)) return 0;
+    return 1 + (size_t)s->layers * (s->taps + 1 + 8) + 3 * (size_t)addressed_layers(s) + 2;
+}
+
+size_t tsm_state_values(const tsm_spec *s, size_t parts[TSM_STATE_PARTS]) {
+    const size_t addressed = addressed_layers(s), beams = s->layers - addressed, before = s->taps - 1;
+    const size_t values[TSM_STATE_PARTS] = {addressed * s->key_width * s->channels, beams * s->channels,
+                                            beams * before * s->width,
+                                            addressed * before * projected_of(s)};
+    size_t sum = 0;
+    for (int i = 0; i < TSM_STATE_PARTS; i++) {
+        if (parts) parts[i] = values[i];
+        sum += values[i];
+    }
+    return sum;
 }
 
 typedef struct {
@@ -1169,11 +1211,21 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->layers = calloc(s.layers, sizeof *m->layers);
     if (!m->layers) goto failed;
     m->embed = take_floats(&r, (size_t)s.vocabulary * s.width);
+    uint32_t inner = 0; /* the widest of what is between a mixer's products */
     for (uint32_t l = 0; l < s.layers; l++) {
         layer *own = &m->layers[l];
-        for (uint32_t tap = 0; tap < s.taps; tap++) own->taps[tap] = take_floats(&r, s.width);
-        own->radius = take_floats(&r, s.channels);
-        own->in = take_matrix(&r, 3 * s.channels, s.width, s.bits);
+        const int addressed = s.mixers[l] == TSM_ADDRESSED;
+        const uint32_t convolved = addressed ? projected_of(&s) : s.width;
+        const uint32_t in = addressed ? convolved + s.channels : 3 * s.channels; /* and a gate */
+        for (uint32_t tap = 0; tap < s.taps; tap++) own->taps[tap] = take_floats(&r, convolved);
+        if (addressed) {
+            own->encoder = take_floats(&r, (size_t)ANGLES * s.heads * s.width);
+            own->delta = take_floats(&r, s.heads);
+        }
+        own->radius = take_floats(&r, addressed ? s.heads : s.channels);
+        if (addressed) own->decay = take_floats(&r, s.heads);
+        own->in = take_matrix(&r, in, s.width, s.bits);
+        inner = in > inner ? in : inner;
         own->back = take_matrix(&r, s.width, s.channels, s.bits);
         own->up = take_matrix(&r, s.mlp_width, s.width, s.bits);
         own->down = take_matrix(&r, s.width, s.mlp_width, s.bits);
@@ -1187,10 +1239,11 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->x = calloc((size_t)BLOCK * s.width, 4);
     m->normal = calloc((size_t)(BLOCK + s.taps - 1) * s.width, 4);
     m->shifted = calloc((size_t)BLOCK * s.width, 4);
-    m->inner = calloc((size_t)BLOCK * (s.mlp_width > 3 * s.channels ? s.mlp_width : 3 * s.channels), 4);
+    m->inner = calloc((size_t)BLOCK * (s.mlp_width > inner ? s.mlp_width : inner), 4);
+    m->mixed = calloc((size_t)inner + s.channels, 4);
     m->read = calloc((size_t)BLOCK * s.channels, 4);
     m->codes = calloc((size_t)BLOCK * widest, 1);
-    if (m->x && m->normal && m->shifted && m->inner && m->read && m->codes &&
+    if (m->x && m->normal && m->shifted && m->inner && m->mixed && m->read && m->codes &&
         start(m, threads, widest))
         return m;
 failed:
@@ -1214,6 +1267,7 @@ void tsm_free(tsm_model *m) {
     free(m->normal);
     free(m->shifted);
     free(m->inner);
+    free(m->mixed);
     free(m->read);
     free(m->codes);
     free(m);
@@ -1261,12 +1315,84 @@ WIDE static void square_positive(float *x, size_t n) {
     }
 }
 
-WIDE static void convolve(const layer *own, const float *window, uint32_t taps, uint32_t width,
-                          float *y) {
-    memcpy(y, window + (size_t)(taps - 1) * width, width * sizeof *y);
-    for (uint32_t tap = 0; tap < taps; tap++)
-        for (uint32_t i = 0; i < width; i++)
-            y[i] += window[(size_t)tap * width + i] * own->taps[tap][i];
+WIDE static void silu(float *x, uint32_t n) {
+    EACH for (uint32_t i = 0; i < n; i++) x[i] *= sigmoid(x[i]);
+}
+
+/* y += taps * window, whose rows lie `row` apart. */
+WIDE static void convolve(const float *const *taps, const float *window, size_t row, uint32_t count,
+                          uint32_t width, float *y) {
+    for (uint32_t tap = 0; tap < count; tap++)
+        for (uint32_t i = 0; i < width; i++) y[i] += window[tap * row + i] * taps[tap][i];
+}
+
+/* One token of one head: memory' = decay (memory + key (x) (gain - 1) held) + coupling key (x) value,
+ * of which the query reads. memory: (keys, values). */
+WIDE static void address(float *memory, const float *query, const float *key, const float *value,
+                         uint32_t keys, uint32_t values, const float *gain_coupling_decay, float *held,
+                         float *read) {
+    const float gain = gain_coupling_decay[0], coupling = gain_coupling_decay[1];
+    const float decay = gain_coupling_decay[2], change = decay * (gain - 1);
+    for (uint32_t j = 0; j < values; j++) held[j] = read[j] = 0;
+    for (uint32_t i = 0; i < keys; i++) {
+        const float *row = memory + (size_t)i * values;
+        EACH for (uint32_t j = 0; j < values; j++) held[j] += key[i] * row[j];
+    }
+    for (uint32_t j = 0; j < values; j++) held[j] = change * held[j] + coupling * value[j];
+    for (uint32_t i = 0; i < keys; i++) {
+        float *row = memory + (size_t)i * values;
+        EACH for (uint32_t j = 0; j < values; j++) {
+            row[j] = decay * row[j] + key[i] * held[j];
+            read[j] += query[i] * row[j];
+        }
+    }
+}
+
+/* The addressed beam splitter: training/mixers/addressed.py. */
+static void mix_addressed(tsm_model *m, const layer *own, float *memory, float *projected,
+                          uint32_t count) {
+    const tsm_spec *s = &m->spec;
+    const uint32_t width = s->width, before = s->taps - 1, keys = s->key_width, heads = s->heads;
+    const uint32_t values = s->channels / heads, inner = projected_of(s), row = inner + s->channels;
+    float *mixed = m->mixed, *held = mixed + inner;
+    for (uint32_t t = 0; t < count; t++)
+        normalise(m->x + (size_t)t * width, m->normal + (size_t)t * width, width);
+    project(m, &own->in, m->normal, count, m->inner);
+    for (uint32_t t = 0; t < count; t++) {
+        const float *normal = m->normal + (size_t)t * width;
+        float *read = m->read + (size_t)t * s->channels;
+        const uint32_t old = before > t ? before - t : 0; /* taps on what was projected before */
+        memset(mixed, 0, inner * sizeof *mixed);
+        convolve(own->taps, projected + (size_t)(before - old) * inner, inner, old, inner, mixed);
+        convolve(own->taps + old, m->inner + (size_t)(t + old - before) * row, row, s->taps - old, inner,
+                 mixed);
+        silu(mixed, inner);
+        for (uint32_t h = 0; h < heads; h++) {
+            float *query = mixed + (size_t)h * keys, *key = query + (size_t)heads * keys;
+            const float *value = mixed + 2 * (size_t)heads * keys + (size_t)h * values;
+            float raw[ANGLES], *out = read + (size_t)h * values;
+            for (uint32_t a = 0; a < ANGLES; a++)
+                raw[a] = dot(own->encoder + (size_t)(a * heads + h) * width, normal, width);
+            const float turn = sin_quarter(fabsf(2 * sigmoid(2 * (raw[0] + own->delta[h])) - 1));
+            const float radius = sigmoid(raw[1] + own->radius[h]);
+            const float slow = sigmoid(raw[2] + own->decay[h]);
+            /* cos(2 x) = 1 - 2 sin(x)^2 */
+            const float angles[] = {sin_quarter(1 - radius) * (1 - 2 * turn * turn), sin_quarter(radius),
+                                    sin_quarter(1 - slow)};
+            unit_length(query, keys);
+            unit_length(key, keys);
+            address(memory + (size_t)h * keys * values, query, key, value, keys, values, angles, held, out);
+            normalise(out, out, values);
+        }
+        gate(read, m->inner + (size_t)t * row + inner, s->channels);
+    }
+    for (uint32_t i = 0; i < before; i++) { /* what the convolution still reaches */
+        const float *from = i + count < before ? projected + (size_t)(i + count) * inner
+                                               : m->inner + (size_t)(i + count - before) * row;
+        memcpy(projected + (size_t)i * inner, from, inner * sizeof *from);
+    }
+    project(m, &own->back, m->read, count, m->shifted);
+    add(m->x, m->shifted, (size_t)count * width);
 }
 
 static void mix(tsm_model *m, const layer *own, float *channels, float *history, uint32_t count) {
@@ -1276,7 +1402,9 @@ static void mix(tsm_model *m, const layer *own, float *channels, float *history,
     for (uint32_t t = 0; t < count; t++) {
         const float *window = m->normal + (size_t)t * width;
         normalise(m->x + (size_t)t * width, m->normal + (size_t)(t + before) * width, width);
-        convolve(own, window, s->taps, width, m->shifted + (size_t)t * width);
+        float *shifted = m->shifted + (size_t)t * width;
+        memcpy(shifted, window + (size_t)before * width, width * sizeof *shifted);
+        convolve(own->taps, window, width, s->taps, width, shifted);
     }
     memcpy(history, m->normal + (size_t)count * width, (size_t)before * width * sizeof *history);
     project(m, &own->in, m->shifted, count, m->inner);
@@ -1312,10 +1440,12 @@ WIDE static int all_finite(const float *x, size_t n) {
     return greatest < infinity;
 }
 
-int tsm_read(tsm_model *m, float *channels, float *history, const uint8_t *tokens, size_t count,
-             float *logits, int every) {
+int tsm_read(tsm_model *m, float *state, const uint8_t *tokens, size_t count, float *logits,
+             int every) {
     const tsm_spec *s = &m->spec;
-    size_t one_history = (size_t)(s->taps - 1) * s->width;
+    const size_t before = s->taps - 1;
+    size_t parts[TSM_STATE_PARTS];
+    tsm_state_values(s, parts);
     for (size_t i = 0; i < count; i++)
         if (tokens[i] >= s->vocabulary) return TSM_BAD_TOKEN;
     while (count) {
@@ -1323,8 +1453,18 @@ int tsm_read(tsm_model *m, float *channels, float *history, const uint8_t *token
         for (uint32_t t = 0; t < block; t++)
             memcpy(m->x + (size_t)t * s->width, m->embed + (size_t)tokens[t] * s->width,
                    s->width * sizeof *m->x);
+        float *memory = state, *channels = memory + parts[0];
+        float *history = channels + parts[1], *projected = history + parts[2];
         for (uint32_t l = 0; l < s->layers; l++) {
-            mix(m, &m->layers[l], channels + l * s->channels, history + l * one_history, block);
+            if (s->mixers[l] == TSM_ADDRESSED) {
+                mix_addressed(m, &m->layers[l], memory, projected, block);
+                memory += (size_t)s->key_width * s->channels;
+                projected += before * projected_of(s);
+            } else {
+                mix(m, &m->layers[l], channels, history, block);
+                channels += s->channels;
+                history += before * s->width;
+            }
             feed_forward(m, &m->layers[l], block);
         }
         tokens += block;

@@ -3,14 +3,14 @@
 enum { VOCABULARY = 256, RECENT = 4096 /* bytes of the text that penalties can reach */,
        SAVED = RECENT + 1 /* one drawn byte can be rewound after restoring */, SNAPSHOT = 256, FINE = 32,
        MOST_REWIND = 1 << 24, SCORED = 64 /* bytes at a time */, STATE_HEAD = 20,
-       MOST_STATE_HEADER = 1 << 14, STATE_VERSION = 1 };
+       MOST_STATE_HEADER = 1 << 14, MOST_PARTS = 3 + TSM_STATE_PARTS, STATE_VERSION = 1 };
 static const char state_magic[] = "TSMSTATE";
 static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
 
 /* What the model remembers after `position` bytes: its state, and the logits of the byte after them. */
 typedef struct {
     uint64_t position;
-    float *memory; /* layers x channels, layers x (taps - 1) x width, VOCABULARY */
+    float *memory; /* as tsm_state_values, and VOCABULARY */
 } snapshot;
 
 struct tsm_stream {
@@ -102,9 +102,7 @@ static void use_sampling(tsm_stream *s, const tsm_sampling *sampling) {
 
 /* A stream */
 
-static size_t channels_of(const tsm_spec *s) { return (size_t)s->layers * s->channels; }
-static size_t history_of(const tsm_spec *s) { return (size_t)s->layers * (s->taps - 1) * s->width; }
-static size_t memory_of(const tsm_spec *s) { return channels_of(s) + history_of(s) + VOCABULARY; }
+static size_t memory_of(const tsm_spec *s) { return tsm_state_values(s, NULL) + VOCABULARY; }
 static float *logits_in(const tsm_stream *s, float *memory) {
     return memory + memory_of(&s->model->spec) - VOCABULARY;
 }
@@ -218,9 +216,9 @@ static int keep_snapshot(tsm_stream *s, uint64_t position) {
  * each of them. */
 static int move_on(tsm_stream *s, const uint8_t *bytes, size_t count, uint64_t position, float *every,
                    char *message) {
-    float *history = s->memory + channels_of(&s->model->spec), *last = logits_in(s, s->memory);
+    float *last = logits_in(s, s->memory);
     if (!keep_snapshot(s, position)) return failed(TSM_MEMORY, message, "no memory for a text");
-    int status = tsm_read(s->model, s->memory, history, bytes, count, every ? every : last, every != NULL);
+    int status = tsm_read(s->model, s->memory, bytes, count, every ? every : last, every != NULL);
     if (status) return read_failed(status, message);
     if (every) memcpy(last, every + (count - 1) * VOCABULARY, VOCABULARY * sizeof *last);
     return 0;
@@ -535,20 +533,23 @@ static void add_double(header_text *h, const char *name, double value) {
 
 static const char *sha256_of(const tsm_model *m) { return m->metadata + SHA_AT; }
 
-/* Its parts' lengths: text, grammar's text, logits, channels, history. Returns how many. */
-static int parts_of(const tsm_stream *s, size_t lengths[5]) {
+/* Its parts' lengths: text, grammar's text, logits and, of a state, what the model has. Returns how many. */
+static int parts_of(const tsm_stream *s, size_t lengths[MOST_PARTS]) {
+    size_t values[TSM_STATE_PARTS];
+    int count = 3;
     lengths[0] = s->text_bytes < SAVED ? s->text_bytes : SAVED;
     lengths[1] = 0;
     lengths[2] = VOCABULARY * sizeof(float);
-    lengths[3] = channels_of(&s->model->spec) * sizeof(float);
-    lengths[4] = history_of(&s->model->spec) * sizeof(float);
-    return s->position ? 5 : 2;
+    tsm_state_values(&s->model->spec, values);
+    for (int i = 0; i < TSM_STATE_PARTS; i++)
+        if (values[i]) lengths[count++] = values[i] * sizeof(float);
+    return s->position ? count : 2;
 }
 
 /* As Python's json.dumps of stream.py's header. */
 static void write_header(const tsm_stream *s, header_text *h) {
     const tsm_sampling *p = &s->sampling;
-    size_t lengths[5];
+    size_t lengths[MOST_PARTS];
     int parts = parts_of(s, lengths), first = 1;
     h->length = 0;
     add_text(h, "{\"model\": \"");
@@ -581,7 +582,7 @@ static void write_header(const tsm_stream *s, header_text *h) {
 
 size_t tsm_save(const tsm_stream *s, uint8_t *out, size_t room) {
     header_text header;
-    size_t lengths[5], needed;
+    size_t lengths[MOST_PARTS], needed;
     int parts = parts_of(s, lengths);
     write_header(s, &header);
     needed = STATE_HEAD + header.length;
@@ -595,9 +596,9 @@ size_t tsm_save(const tsm_stream *s, uint8_t *out, size_t room) {
     next += header.length;
     memcpy(next, s->text + s->text_bytes - lengths[0], lengths[0]);
     next += lengths[0];
-    if (parts == 5) {
+    if (parts > 2) {
         memcpy(next, logits_in(s, s->memory), lengths[2]);
-        memcpy(next + lengths[2], s->memory, lengths[3] + lengths[4]);
+        memcpy(next + lengths[2], s->memory, tsm_state_values(&s->model->spec, NULL) * sizeof(float));
     }
     put32(out + 12, crc32_of(out + 16, needed - 16));
     return needed;
@@ -642,7 +643,7 @@ int tsm_restore(tsm_model *model, const void *state, size_t bytes, uint32_t rewi
         return failed(damaged, message, "a header that does not describe the file");
     const char *text = (const char *)in + STATE_HEAD;
     json header = {text, text + header_bytes}, rest = header, values, list;
-    uint64_t position, draws, unread, lengths[5], sum = 0;
+    uint64_t position, draws, unread, lengths[MOST_PARTS], sum = 0;
     tsm_sampling sampling;
     if (!skip_value(&rest, 0) || !member(header, "parts", &list) || !member(header, "model", &values) ||
         values.end - values.at != SHA_DIGITS + 2)
@@ -658,7 +659,7 @@ int tsm_restore(tsm_model *model, const void *state, size_t bytes, uint32_t rewi
     int status = tsm_stream_new(model, &sampling, rewind_bytes, stream, message);
     if (status) return status == TSM_ARGUMENT ? damaged : status;
     tsm_stream *s = *stream;
-    size_t wanted[5];
+    size_t wanted[MOST_PARTS];
     s->position = position;
     int parts = parts_of(s, wanted), whole = take_character(&list, '[');
     for (int i = 0; i < parts && whole; i++) {
@@ -683,9 +684,9 @@ int tsm_restore(tsm_model *model, const void *state, size_t bytes, uint32_t rewi
     memset(s->drawn, 0, s->text_bytes);
     if (unread) s->drawn[s->text_bytes - 1] = 1;
     part += s->text_bytes;
-    if (parts == 5) {
+    if (parts > 2) {
         memcpy(logits_in(s, s->memory), part, wanted[2]);
-        memcpy(s->memory, part + wanted[2], wanted[3] + wanted[4]);
+        memcpy(s->memory, part + wanted[2], tsm_state_values(&model->spec, NULL) * sizeof(float));
         if (!all_finite(logits_in(s, s->memory), VOCABULARY)) {
             tsm_stream_free(s);
             *stream = NULL;

@@ -29,7 +29,7 @@
 extern "C" {
 #endif
 
-#define TSM_VERSION 6 /* of the calls below */
+#define TSM_VERSION 7 /* of the calls below */
 #define TSM_MESSAGE_BYTES 160
 
 enum {
@@ -64,10 +64,13 @@ int tsm_open_file(const char *path, int simd, uint32_t threads, tsm_model **mode
 void tsm_free(tsm_model *model); /* after its texts */
 
 /* Widths in numbers of values, as in training/spec.py; vocabulary, width and mlp_width are
- * 16 at least, channels a multiple of 16, width and mlp_width of 8. */
+ * 16 at least, channels a multiple of 16 and of heads, width and mlp_width of 8. */
+enum { TSM_BEAM, TSM_ADDRESSED, TSM_MOST_LAYERS = 256 };
 typedef struct {
     uint32_t vocabulary, width, layers, channels, mlp_width, taps;
     uint32_t bits; /* of the projections, 8 or 4; the head has 8 */
+    uint32_t heads, key_width;       /* of addressed splitters */
+    uint8_t mixers[TSM_MOST_LAYERS]; /* by layer: TSM_BEAM or TSM_ADDRESSED */
 } tsm_spec;
 const tsm_spec *tsm_spec_of(const tsm_model *model);
 int tsm_simd(const tsm_model *model); /* what was chosen, as above */
@@ -155,19 +158,24 @@ int tsm_complete(tsm_completer *completer, int to, uint32_t count, size_t max_by
 /* Below a text, for a runtime that has files, states and settings of its own, as Python's. */
 
 /* How many offsets tsm_new wants for a spec, in this order: embed; for each layer short (one a
- * tap), radius, and then codes and scales of in, out, mlp.in and mlp.out; codes and scales of
- * head. 0: not a spec that this library runs. */
+ * tap), radius or, of an addressed splitter, encoder and its delta, radius and decay, and then codes
+ * and scales of in, out, mlp.in and mlp.out; codes and scales of head. 0: not a spec that this
+ * library runs. */
 size_t tsm_offset_count(const tsm_spec *spec);
 /* As tsm_open, with offsets in bytes from the start of the file. NULL: one that reaches beyond it, or no
  * memory. */
 tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
                    const uint64_t *offsets, size_t offset_count, int simd, uint32_t threads);
 
-/* Reads `count` tokens and moves the state on: layers x channels, and of history layers x
- * (taps - 1) x width; zeros before the first token.
+/* The parts of a state, one after the other, each with the layers that have it: addressed (heads,
+ * key_width, channels / heads), channels, history (taps - 1, width), projected (taps - 1, 2 heads
+ * key_width + channels). How many values they have together; and each, unless it is NULL. */
+enum { TSM_STATE_PARTS = 4 };
+size_t tsm_state_values(const tsm_spec *spec, size_t parts[TSM_STATE_PARTS]);
+/* Reads `count` tokens and moves the state on; zeros before the first token.
  * logits: vocabulary after the last token, or after each of them if `every`. */
-int tsm_read(tsm_model *model, float *channels, float *history, const uint8_t *tokens, size_t count,
-             float *logits, int every);
+int tsm_read(tsm_model *model, float *state, const uint8_t *tokens, size_t count, float *logits,
+             int every);
 
 /* What an arithmetic coder takes for the probabilities of 256 logits: cumulative, 257 of them, goes
  * from 0 to TSM_FREQUENCIES, by 1 at least. The same bits on every machine. */

@@ -69,7 +69,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     check(status, message);
     if (!status) {
         const tsm_spec *s = tsm_spec_of(model);
-        uint64_t work = (uint64_t)s->layers * (s->width + s->channels) * (s->channels + s->mlp_width);
+        uint64_t work = (uint64_t)s->layers * (s->width + s->channels) * (s->channels + s->mlp_width) +
+                        tsm_state_values(s, NULL);
         status = tsm_restore(model, state, rest, choices[2], &text, message);
         if (status && !*message) abort();
         if (!status && work < MOST_WORK) use(model, text, choices);

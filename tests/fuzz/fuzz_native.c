@@ -1,7 +1,7 @@
 /* libFuzzer over the C engine's loader and function: whatever the spec, the offsets and the file say,
  * no byte outside of them is touched. `make fuzz` compiles this with the sanitizers.
  *
- * The input: spec (7 words), choices (4 bytes), as many offsets as the spec wants (2 bytes each), and
+ * The input: spec, choices (4 bytes), as many offsets as the spec wants (2 bytes each), and
  * the file.
  */
 #include "../../runtime/native/tsm.h"
@@ -33,15 +33,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     size_t given = count < MOST_OFFSETS ? count : MOST_OFFSETS;
     tsm_model *model = tsm_new(&spec, file, size, offsets, given, choices[1] % 4, 1);
     if (model) {
-        size_t tokens = choices[2] % MOST_TOKENS, channels = (size_t)spec.layers * spec.channels;
-        size_t history = (size_t)spec.layers * (spec.taps - 1) * spec.width;
-        uint64_t work = (uint64_t)spec.layers * (spec.width + spec.channels) *
-                        (spec.channels + spec.mlp_width) * (tokens + 1);
-        float *state = calloc(channels + 1, 4), *before = calloc(history + 1, 4);
+        size_t tokens = choices[2] % MOST_TOKENS, values = tsm_state_values(&spec, NULL);
+        uint64_t work = ((uint64_t)spec.layers * (spec.width + spec.channels) *
+                             (spec.channels + spec.mlp_width) + values) * (tokens + 1);
+        float *state = calloc(values + 1, 4);
         float *logits = calloc((size_t)(tokens + 2) * 256, 4);
         uint8_t *text = malloc(tokens + 1);
         for (size_t i = 0; i < tokens; i++) text[i] = size ? file[i % size] : 0;
-        if (work < MOST_WORK) tsm_read(model, state, before, text, tokens, logits, choices[3] & 1);
+        if (work < MOST_WORK) tsm_read(model, state, text, tokens, logits, choices[3] & 1);
         uint32_t cumulative[257];
         tsm_frequencies(logits, cumulative);
         for (int i = 0; i < 256; i++)
@@ -52,7 +51,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         tsm_draw(logits, choices[3] & 2 ? logits + 256 : NULL, choices[3] / 64.0, choices[0],
                  choices[1] / 200.0, choices[2] / 200.0, choices[3] / 200.0, 0.999);
         free(state);
-        free(before);
         free(logits);
         free(text);
         tsm_free(model);

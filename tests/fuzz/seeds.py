@@ -14,11 +14,12 @@ from pathlib import Path
 
 from tiny import METADATA_AT, artifact, state, tiny_artifact
 
-SPECS = [  # vocabulary, width, layers, channels, mlp_width, taps, bits
-    (16, 16, 1, 16, 16, 1, 8),
-    (20, 24, 2, 32, 40, 3, 8),
-    (16, 16, 1, 16, 24, 4, 4),
-    (32, 24, 2, 48, 32, 2, 4),
+# vocabulary, width, layers, channels, mlp_width, taps, bits, heads, key_width; mixers
+SPECS = [
+    ((16, 16, 1, 16, 16, 1, 8, 1, 1), [0]),
+    ((20, 24, 2, 32, 40, 3, 8, 1, 1), [0, 0]),
+    ((16, 16, 1, 16, 24, 4, 4, 2, 3), [1]),
+    ((32, 24, 2, 48, 32, 2, 4, 3, 4), [1, 0]),
 ]
 
 
@@ -56,16 +57,18 @@ def completion(folder: Path) -> None:
 
 def native(folder: Path) -> None:
     numbers = random.Random(0)
-    for index, spec in enumerate(SPECS):
-        vocabulary, width, layers, channels, mlp_width, taps, _ = spec
-        count = 1 + layers * (taps + 1 + 8) + 2
-        most = max(4 * vocabulary * width, 3 * channels * width, mlp_width * width)
+    for index, (sizes, mixers) in enumerate(SPECS):
+        vocabulary, width, layers, channels, mlp_width, taps, _, heads, key_width = sizes
+        count = 1 + layers * (taps + 1 + 8) + 3 * sum(mixers) + 2
+        inner = max(3 * channels, 2 * heads * key_width + 2 * channels)
+        most = max(4 * vocabulary * width, inner * width, mlp_width * width)
         floats = (numbers.gauss(0, 1) for _ in range(most // 4 + 64))
         file = b"".join(struct.pack("<f", value) for value in floats)
         for choice in range(6):
             choices = bytes([1, choice, 7 * choice, choice % 4])
             offsets = b"".join(struct.pack("<H", numbers.randrange(32)) for _ in range(count))
-            seed = struct.pack("<7I", *spec) + choices + offsets + file
+            spec = struct.pack("<9I", *sizes) + bytes(mixers).ljust(256, b"\0")
+            seed = spec + choices + offsets + file
             (folder / f"{index}-{choice}").write_bytes(seed)
 
 

@@ -19,7 +19,9 @@ METADATA_AT = 1 << 15  # after the weights and nothing
 
 
 def tiny_artifact(bits: int = 8, width: int = 16, channels: int = 16, taps: int = 3) -> bytes:
-    """Of one layer."""
+    """Of two layers, the second an addressed splitter."""
+    heads, key_width = 2, 4
+    projected = 2 * heads * key_width + channels
     numbers, data, offsets = random.Random(bits), bytearray(b"\0" * 16), {}
 
     def put(name: str, *parts: bytes) -> None:
@@ -39,19 +41,31 @@ def tiny_artifact(bits: int = 8, width: int = 16, channels: int = 16, taps: int 
     put("blocks.0.mixer.short", *(floats(width) for _ in range(taps)))
     put("blocks.0.mixer.radius", floats(channels))
     matrix("blocks.0.mixer.in", 3 * channels, width)
-    matrix("blocks.0.mixer.out", width, channels)
-    matrix("blocks.0.mlp.in", 2 * width, width)
-    matrix("blocks.0.mlp.out", width, 2 * width)
+    put("blocks.1.mixer.short", *(floats(projected) for _ in range(taps)))
+    put("blocks.1.mixer.encoder", floats(3 * heads * width))
+    for angle in ("delta", "radius", "decay"):
+        put(f"blocks.1.mixer.encoder.{angle}", floats(heads))
+    matrix("blocks.1.mixer.in", projected + channels, width)
+    for block in ("blocks.0", "blocks.1"):
+        matrix(f"{block}.mixer.out", width, channels)
+        matrix(f"{block}.mlp.in", 2 * width, width)
+        matrix(f"{block}.mlp.out", width, 2 * width)
     matrix("head", 256, width, 8)
-    spec = {"mixer": "beam", "rotation": False, "coupling": True, "short": True, "width": width}
-    spec |= {"layers": 1, "heads": 1, "value_width": channels, "compression": taps}
+    spec = {"mixer": "beam,addressed", "rotation": False, "coupling": True, "short": True}
+    spec |= {"width": width, "layers": 2, "heads": heads, "key_width": key_width}
+    spec |= {"value_width": channels // heads, "compression": taps}
     metadata = {
         "spec": spec | {"vocabulary": 256, "mlp_ratio": 2.0},
         "quantization": f"int{bits}",
         "license": "none",
         "source_sha256": "0" * 64,
         "prefill_tokens": 64,
-        "state": {"channels": [1, 1, channels], "history": [1, 1, taps - 1, width]},
+        "state": {
+            "addressed": [1, 1, heads, key_width, channels // heads],
+            "channels": [1, 1, channels],
+            "history": [1, 1, taps - 1, width],
+            "projected": [1, 1, taps - 1, projected],
+        },
         "initial_state": "zeros",
         "offsets": offsets,
     }
