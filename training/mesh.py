@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -100,6 +101,13 @@ class Gathered(dict[str, Any]):
         return checkpoint_name(whole, GATHERED)
 
 
+def as_one(values: dict[str, Any]) -> dict[str, Any]:
+    """Inside a shard_map: the same weights, whose gradients the devices add up in one exchange in
+    place of one a weight."""
+    vector, parts = ravel_pytree(values)
+    return parts(jax.lax.pcast(vector, (DATA, SEQUENCE), to="varying"))
+
+
 class Engine(engine_jax.Engine):
     """As engine_jax.Engine, over all devices of a mesh and of all processes."""
 
@@ -169,7 +177,7 @@ class Engine(engine_jax.Engine):
         local, specs = super()._nats, [self.spec, *self.teacher_specs[: len(teachers)]]
 
         def part(models: Any, *arrays: Any) -> Any:
-            values, *teachers = map(Gathered, models, specs)
+            values, *teachers = map(Gathered, [as_one(models[0]), *models[1:]], specs)
             return local(values, teachers, *arrays)
 
         models = [values, *teachers]
