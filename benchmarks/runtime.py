@@ -5,6 +5,7 @@ speed at which the machine can read its weights.
     python benchmarks/runtime.py
     python benchmarks/runtime.py runs/mine-int4.tflite
     python benchmarks/runtime.py --instructions
+    python benchmarks/runtime.py runs/mine-int8.tflite runs/other-int8.tflite   # the C engine alone
 
 Generating goes through the runtime's own loop, sampling on, at temperature 0.8. The engines take
 turns, and medians count. One thread each. The engine alone and reading take turns, too
@@ -25,9 +26,9 @@ from pathlib import Path
 from ceiling import of_ceiling
 from results import append
 
-from tsm.runtime.artifact import Artifact, open_artifact
+from tsm.runtime.artifact import open_artifact
 from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
-from tsm.runtime.engines.native import NativeEngine
+from tsm.runtime.engines.native import SIMD, NativeEngine
 from tsm.runtime.sampling import Sampling
 from tsm.runtime.stream import Model
 
@@ -55,16 +56,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("artifact", nargs="?", type=Path, default=SHIPPED_MODEL)
+    parser.add_argument("artifacts", nargs="*", type=Path, default=[SHIPPED_MODEL])
     parser.add_argument(
         "--instructions", action="store_true", help="the C engine alone, by each kind that is here"
     )
     arguments = parser.parse_args()
-    path = arguments.artifact.resolve()
-    artifact = open_artifact(path)
-    if arguments.instructions:
-        _instructions(artifact)
+    artifacts = [open_artifact(path.resolve()) for path in arguments.artifacts]
+    if arguments.instructions or len(artifacts) > 1:
+        levels = range(4) if arguments.instructions else [SIMD]
+        _alone([NativeEngine(artifact, level) for artifact in artifacts for level in levels])
         return 0
+    [artifact] = artifacts
+    path = Path(artifact.path)
     engines = {kind: open_engine(artifact, kind) for kind in kinds(artifact)}
     generated: dict[str, list[float]] = {kind: [] for kind in engines}
     read: dict[str, list[float]] = {kind: [] for kind in engines}
@@ -89,26 +92,25 @@ def main() -> int:
     return 0
 
 
-def _instructions(artifact: Artifact) -> None:
-    """Of each kind a byte a call, and a prompt, in turns: medians."""
-    engines = {engine.simd: engine for engine in (NativeEngine(artifact, n) for n in range(4))}
-    alone: dict[int, list[float]] = {simd: [] for simd in engines}
-    read: dict[int, list[float]] = {simd: [] for simd in engines}
+def _alone(engines: list[NativeEngine]) -> None:
+    """Of each a byte a call, and a prompt, in turns: medians."""
+    alone: list[list[float]] = [[] for _ in engines]
+    read: list[list[float]] = [[] for _ in engines]
     for _ in range(TURNS):
-        for simd, engine in engines.items():
+        for i, engine in enumerate(engines):
             started = time.perf_counter()
             for count in range(TURN_BYTES):
                 engine.feed(bytes([32 + count % 90]))
-            alone[simd].append((time.perf_counter() - started) / TURN_BYTES)
+            alone[i].append((time.perf_counter() - started) / TURN_BYTES)
             started = time.perf_counter()
             engine.feed(b"x" * READ_BYTES)
-            read[simd].append(READ_BYTES / (time.perf_counter() - started))
-    for simd in engines:
+            read[i].append(READ_BYTES / (time.perf_counter() - started))
+    for i, engine in enumerate(engines):
         found = {
-            "artifact": Path(artifact.path).name,
-            "instructions": INSTRUCTIONS[simd],
-            "engine_microseconds_per_byte": 1e6 * statistics.median(alone[simd]),
-            "read_bytes_per_second": statistics.median(read[simd]),
+            "artifact": Path(engine.artifact.path).name,
+            "instructions": INSTRUCTIONS[engine.simd],
+            "engine_microseconds_per_byte": 1e6 * statistics.median(alone[i]),
+            "read_bytes_per_second": statistics.median(read[i]),
         }
         print(append(RESULTS, found))
 

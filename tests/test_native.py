@@ -34,7 +34,11 @@ KINDS = ["int8", "int4"]
 SPEC = PRESETS["tiny"].replace(
     mixer="beam", rotation=False, width=72, heads=5, value_width=16, chunk=16
 )
-SPECS = {"": SPEC, "addressed-": SPEC.replace(mixer="beam,addressed", key_width=12)}
+SPECS = {
+    "": SPEC,
+    # Values of a head that fill four vectors, one more, and leave a rest.
+    "addressed-": SPEC.replace(mixer="beam,addressed", heads=2, key_width=12, value_width=88),
+}
 FILES = [f"{name}{kind}.{end}" for name in SPECS for kind in KINDS for end in ("tflite", "onnx")]
 
 
@@ -240,7 +244,7 @@ def wider(stored):
 
 
 def state_too_small(stored):
-    stored["state"]["channels"][-1] = 16
+    stored["state"]["channels"][-1] -= 16
 
 
 CHANGES = [beyond, misaligned, without_one, no_number, wider, state_too_small]

@@ -164,7 +164,7 @@ def spec_of(config: TrainConfig, start: ModelSpec | None = None) -> ModelSpec:
     spec = spec.replace(**changes)
     channels = spec.heads * spec.value_width
     for option, found, unit in (("width", spec.width, 8), ("channels", channels, 16)):
-        if changes and set(spec.layer_mixers) == {"beam"} and found % unit:
+        if changes and {*spec.layer_mixers} <= {"beam", "addressed"} and found % unit:
             raise RunError(
                 f"--{option} {found}: wanted a multiple of {unit}, as the engines compute"
             )

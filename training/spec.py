@@ -158,6 +158,15 @@ PRESETS = {
     "small": _beam(128, 4, 224),  # 1.1M
     "tiny": _beam(96, 2, 96),  # 0.27M
     "matrix": ModelSpec(),  # of equal size, its state a matrix per head
+    # Of equal size, one layer an addressed memory: for texts whose names and facts come again.
+    "memory": ModelSpec(
+        mixer="beam,beam,beam,addressed,beam,beam",
+        heads=5,
+        key_width=64,
+        value_width=128,
+        mlp_ratio=4.25,
+        switches={"rotation": False},
+    ),
     # Of equal size, one layer attention over the 256 bytes before: for texts that are to be copied.
     "hybrid": ModelSpec(
         mixer="beam,beam,beam,beam,attention,beam",

@@ -106,7 +106,7 @@ struct tsm_model {
     kernels kernels;
     int simd;
     float *x, *normal, *shifted, *read, *inner; /* BLOCK rows each; inner: a mixer's, then an MLP's */
-    float *mixed; /* queries, keys and values of one token, and what a head's memory holds */
+    float *mixed; /* queries, keys and values of one token */
     int8_t *codes;
     worker workers[MOST_THREADS]; /* the first is the caller's thread */
     uint32_t threads;
@@ -1240,7 +1240,7 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->normal = calloc((size_t)(BLOCK + s.taps - 1) * s.width, 4);
     m->shifted = calloc((size_t)BLOCK * s.width, 4);
     m->inner = calloc((size_t)BLOCK * (s.mlp_width > inner ? s.mlp_width : inner), 4);
-    m->mixed = calloc((size_t)inner + s.channels, 4);
+    m->mixed = calloc(inner, 4);
     m->read = calloc((size_t)BLOCK * s.channels, 4);
     m->codes = calloc((size_t)BLOCK * widest, 1);
     if (m->x && m->normal && m->shifted && m->inner && m->mixed && m->read && m->codes &&
@@ -1327,24 +1327,46 @@ WIDE static void convolve(const float *const *taps, const float *window, size_t 
 }
 
 /* One token of one head: memory' = decay (memory + key (x) (gain - 1) held) + coupling key (x) value,
- * of which the query reads. memory: (keys, values). */
-WIDE static void address(float *memory, const float *query, const float *key, const float *value,
-                         uint32_t keys, uint32_t values, const float *gain_coupling_decay, float *held,
-                         float *read) {
-    const float gain = gain_coupling_decay[0], coupling = gain_coupling_decay[1];
-    const float decay = gain_coupling_decay[2], change = decay * (gain - 1);
-    for (uint32_t j = 0; j < values; j++) held[j] = read[j] = 0;
-    for (uint32_t i = 0; i < keys; i++) {
-        const float *row = memory + (size_t)i * values;
-        EACH for (uint32_t j = 0; j < values; j++) held[j] += key[i] * row[j];
-    }
-    for (uint32_t j = 0; j < values; j++) held[j] = change * held[j] + coupling * value[j];
-    for (uint32_t i = 0; i < keys; i++) {
-        float *row = memory + (size_t)i * values;
-        EACH for (uint32_t j = 0; j < values; j++) {
-            row[j] = decay * row[j] + key[i] * held[j];
-            read[j] += query[i] * row[j];
+ * of which the query reads. memory: (keys, values). Of n * LANES values, which stay in registers. */
+typedef struct {
+    float gain, coupling, decay;
+} angles;
+
+INLINE void address_lanes(int n, float *memory, const float *query, const float *key,
+                          const float *value, uint32_t keys, size_t row, angles a, float *read) {
+    const float change = a.decay * (a.gain - 1);
+    wide update[4] = {{0}}, sum[4] = {{0}};
+    for (uint32_t i = 0; i < keys; i++)
+        for (int v = 0; v < n; v++)
+            update[v] += key[i] * *(const wide_at *)(memory + i * row + LANES * v);
+    for (int v = 0; v < n; v++)
+        update[v] = change * update[v] + a.coupling * *(const wide_at *)(value + LANES * v);
+    for (uint32_t i = 0; i < keys; i++)
+        for (int v = 0; v < n; v++) {
+            wide_at *at = (wide_at *)(memory + i * row + LANES * v);
+            *at = a.decay * *at + key[i] * update[v];
+            sum[v] += query[i] * *at;
         }
+    for (int v = 0; v < n; v++) *(wide_at *)(read + LANES * v) = sum[v];
+}
+
+WIDE static void address(float *memory, const float *query, const float *key, const float *value,
+                         uint32_t keys, uint32_t values, const angles *a, float *read) {
+    const float change = a->decay * (a->gain - 1);
+    uint32_t v = 0;
+    for (; v + 4 * LANES <= values; v += 4 * LANES)
+        address_lanes(4, memory + v, query, key, value + v, keys, values, *a, read + v);
+    for (; v + LANES <= values; v += LANES)
+        address_lanes(1, memory + v, query, key, value + v, keys, values, *a, read + v);
+    for (; v < values; v++) {
+        float update = 0, sum = 0, *at = memory + v;
+        for (uint32_t i = 0; i < keys; i++) update += key[i] * at[(size_t)i * values];
+        update = change * update + a->coupling * value[v];
+        for (uint32_t i = 0; i < keys; i++, at += values) {
+            *at = a->decay * *at + key[i] * update;
+            sum += query[i] * *at;
+        }
+        read[v] = sum;
     }
 }
 
@@ -1354,7 +1376,7 @@ static void mix_addressed(tsm_model *m, const layer *own, float *memory, float *
     const tsm_spec *s = &m->spec;
     const uint32_t width = s->width, before = s->taps - 1, keys = s->key_width, heads = s->heads;
     const uint32_t values = s->channels / heads, inner = projected_of(s), row = inner + s->channels;
-    float *mixed = m->mixed, *held = mixed + inner;
+    float *mixed = m->mixed;
     for (uint32_t t = 0; t < count; t++)
         normalise(m->x + (size_t)t * width, m->normal + (size_t)t * width, width);
     project(m, &own->in, m->normal, count, m->inner);
@@ -1371,17 +1393,17 @@ static void mix_addressed(tsm_model *m, const layer *own, float *memory, float *
             float *query = mixed + (size_t)h * keys, *key = query + (size_t)heads * keys;
             const float *value = mixed + 2 * (size_t)heads * keys + (size_t)h * values;
             float raw[ANGLES], *out = read + (size_t)h * values;
-            for (uint32_t a = 0; a < ANGLES; a++)
-                raw[a] = dot(own->encoder + (size_t)(a * heads + h) * width, normal, width);
+            for (uint32_t i = 0; i < ANGLES; i++)
+                raw[i] = dot(own->encoder + (size_t)(i * heads + h) * width, normal, width);
             const float turn = sin_quarter(fabsf(2 * sigmoid(2 * (raw[0] + own->delta[h])) - 1));
             const float radius = sigmoid(raw[1] + own->radius[h]);
             const float slow = sigmoid(raw[2] + own->decay[h]);
             /* cos(2 x) = 1 - 2 sin(x)^2 */
-            const float angles[] = {sin_quarter(1 - radius) * (1 - 2 * turn * turn), sin_quarter(radius),
-                                    sin_quarter(1 - slow)};
+            const angles a = {sin_quarter(1 - radius) * (1 - 2 * turn * turn), sin_quarter(radius),
+                              sin_quarter(1 - slow)};
             unit_length(query, keys);
             unit_length(key, keys);
-            address(memory + (size_t)h * keys * values, query, key, value, keys, values, angles, held, out);
+            address(memory + (size_t)h * keys * values, query, key, value, keys, values, &a, out);
             normalise(out, out, values);
         }
         gate(read, m->inner + (size_t)t * row + inner, s->channels);
