@@ -18,7 +18,7 @@ Recall is known to be sensitive to the rate (arXiv 2508.19029), and all have one
 here may succeed at another of --rates. Of several rates the table has the one with the most bytes
 right at the distances of the corpus; a run that diverged has none. On a GPU all runs of a mixer
 are one program (vmap): nine take a minute of an H100. A CPU makes one run after the other, and
-takes hours but for small models: --width, in heads of 32, --batch and --window. The mean loss of
+takes hours but for small models: --width, in heads of --head, --batch and --window. The mean loss of
 every 100 steps is kept with the result.
 """
 
@@ -94,6 +94,8 @@ CONFIG = TrainConfig(
 ANSWERS = "answers"  # what counted in the training of a result
 TOGETHER = 100  # steps that wait in JAX's queue, and whose mean loss is a point of the curve
 HEAD = 32  # keys and values of the smaller models
+# Many pairs are learned beside fewer.
+BESIDE = {"mqar-16": ("mqar",), "mqar-64": ("mqar", "mqar-16")}
 RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
@@ -123,11 +125,11 @@ def main() -> int:
     return 0
 
 
-def spec_of(mixer: str, width: int) -> ModelSpec:
-    """At the width of `MIXERS`, or smaller."""
-    if width == MIXERS[mixer].width:
+def spec_of(mixer: str, width: int, head: int) -> ModelSpec:
+    """As in `MIXERS`, or of another width in heads of `head`."""
+    if (width, head) == (MIXERS[mixer].width, HEAD):
         return MIXERS[mixer]
-    heads = {"heads": width // HEAD, "key_width": HEAD, "value_width": HEAD}
+    heads = {"heads": width // head, "key_width": head, "value_width": head}
     return MIXERS[mixer].replace(width=width, chunk=16, **heads)
 
 
@@ -139,13 +141,14 @@ def _waiting(
         (
             *(r[name] for name in names),
             asdict(CONFIG) | r["config"],
-            r["spec"]["width"],
+            (r["spec"]["width"], r["spec"]["key_width"]),
             r.get("counted"),
         )
         for r in results
     ]
     how = mixer, arguments.examples, arguments.distances
-    kind = arguments.width, ANSWERS if arguments.answers else None
+    spec = spec_of(mixer, arguments.width, arguments.head)
+    kind = (spec.width, spec.key_width), ANSWERS if arguments.answers else None
     for task in arguments.tasks:
         for seed in arguments.seeds:
             for rate in arguments.rates:
@@ -162,7 +165,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Models trained together and evaluated; no rows of one that diverged."""
     distances, examples = arguments.distances, arguments.examples
-    spec, config = spec_of(mixer, arguments.width), runs[0][1]
+    spec, config = spec_of(mixer, arguments.width, arguments.head), runs[0][1]
     if arguments.answers:
         draws = [functools.partial(_passages, task, c) for task, c in runs]
     else:
@@ -203,7 +206,8 @@ def _text(text: np.ndarray, config: TrainConfig, step: int) -> tuple[np.ndarray,
 
 
 def _passages(task: str, config: TrainConfig, step: int) -> tuple[np.ndarray, np.ndarray]:
-    return tasks.windows([TASKS[task]], config.seed, step, config.batch, config.window)
+    practised = [TASKS[name] for name in (*BESIDE.get(task, ()), task)]
+    return tasks.windows(practised, config.seed, step, config.batch, config.window)
 
 
 @functools.cache
@@ -279,15 +283,15 @@ def answers_table(results: list[dict[str, Any]]) -> str:
     over the seeds, at the best learning rate."""
     results = [r for r in results if r.get("counted") == ANSWERS]
     distances = sorted({row["distance"] for r in results for row in r["rows"]})
-    names = ["task", "mixer", "width", "steps", *map(str, distances)]
+    names = ["task", "mixer", "width", "heads", "steps", *map(str, distances)]
     lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
     groups: dict[tuple[Any, ...], dict[float, list[dict[str, Any]]]] = {}
     for r in results:
-        key = r["task"], r["mixer"], r["spec"]["width"], r["config"]["steps"]
+        key = r["task"], r["mixer"], r["spec"]["width"], r["spec"]["heads"], r["config"]["steps"]
         rates = groups.setdefault((*key, r["config"]["batch"], r["config"]["window"]), {})
         rates.setdefault(r["config"]["adam_learning_rate"], []).append(r)
     for key, rates in sorted(groups.items()):
-        runs, cells = max(rates.values(), key=_bytes_right), [*map(str, key[:4])]
+        runs, cells = max(rates.values(), key=_bytes_right), [*map(str, key[:5])]
         for distance in distances:
             rows = [row for r in runs for row in r["rows"] if row["distance"] == distance]
             whole = [row["accuracy"] for row in rows]
@@ -347,6 +351,7 @@ def _parse() -> argparse.Namespace:
         "--answers", action="store_true", help="count the answers alone in training"
     )
     parser.add_argument("--width", type=int, default=ADDRESSED.width, help="default: %(default)s")
+    parser.add_argument("--head", type=int, default=HEAD, help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=CONFIG.batch, help="default: %(default)s")
     parser.add_argument("--window", type=int, default=WINDOW, help="default: %(default)s")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
@@ -354,8 +359,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="default: %(default)s")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     arguments = parser.parse_args()
-    if arguments.width < HEAD or arguments.width % HEAD:
-        parser.error(f"--width {arguments.width}: wanted a multiple of {HEAD}")
+    if arguments.head < 1 or arguments.width < 1 or arguments.width % arguments.head:
+        parser.error(f"--width {arguments.width}: wanted a multiple of {arguments.head}")
     if arguments.examples < 1:
         parser.error("--examples wants at least 1")
     return arguments

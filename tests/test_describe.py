@@ -15,7 +15,7 @@ from commands import ONNX, TFLITE, output
 
 from tsm.runtime import describe, engines
 from tsm.runtime.artifact import open_artifact
-from tsm.training.spec import ModelSpec, parameter_count, weights
+from tsm.training.spec import PRESETS, ModelSpec, parameter_count, weights
 
 
 def test_describe_knows_the_table_of_weights():
@@ -26,6 +26,9 @@ def test_describe_knows_the_table_of_weights():
     assert shapes == {name: weight.shape for name, weight in weights(spec).items()}
     assert list(shapes) == list(weights(spec))
     assert describe.weight_shapes({**found["spec"], "mixer": "mingru"}) == {}
+    memory = PRESETS["memory"]
+    shapes = describe.weight_shapes(memory.to_dict())
+    assert list(shapes.items()) == [(name, w.shape) for name, w in weights(memory).items()]
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,20 @@ def test_a_restored_text_can_take_its_last_drawn_byte_back(model, python):
     assert again.save() == fresh.save()
 
 
+def test_the_memory_of_an_addressed_splitter_goes_from_python_to_c_and_back(tmp_path):
+    data, sampling = tiny_artifact(), Sampling(seed=3)
+    (tmp_path / "tiny.tflite").write_bytes(data)
+    model = opened(data)
+    with load(str(tmp_path / "tiny.tflite"), engine="native") as python:
+        stream = python.stream(sampling)
+        stream.feed(b"aXbY?")
+        text = Text.restored(model, stream.to_bytes())
+        assert text.draw(20) == bytes(stream.generate_bytes(20))
+        assert text.save() == stream.to_bytes()
+    del text
+    LIBRARY.tsm_free(model)
+
+
 def test_scores_are_those_of_tsm_score(model, python):
     wanted = b"ROMEO:\nIt is the east, and Juliet is the sun. \xff\x00" * 8
     text = Text.new(model, Sampling(seed=0), rewind=512)
