@@ -123,7 +123,7 @@ $(NATIVE): runtime/native/tsm.c $(wildcard runtime/native/*.[ch])
 # is every call of tsm.h that works on texts; what stands below them is for Python. Without LLVM's rewriting
 # of loops (lsr) addresses keep their constants: a kilobyte and instructions less.
 ZIG = build/zig/bin/python -m ziglang
-INNER = tsm_(open_file|offset_count|new|read|frequencies|nats|draw)
+INNER = tsm_(open_file|offset_count|new|state_values|read|frequencies|nats|draw)
 MODULES = apps/web/tsm.wasm apps/web/tsm-relaxed.wasm
 wasm: $(MODULES)
 apps/web/tsm-relaxed.wasm: RELAXED = -mrelaxed-simd

@@ -18,8 +18,8 @@ Recall is known to be sensitive to the rate (arXiv 2508.19029), and all have one
 here may succeed at another of --rates. Of several rates the table has the one with the most bytes
 right at the distances of the corpus; a run that diverged has none. On a GPU all runs of a mixer
 are one program (vmap): nine take a minute of an H100. A CPU makes one run after the other, and
-takes hours but for small models: --width, in heads of --head, --batch and --window. The mean loss of
-every 100 steps is kept with the result.
+takes hours but for small models: --width, in heads of --head, --batch and --window. The mean loss
+of every 100 steps is kept with the result.
 """
 
 from __future__ import annotations

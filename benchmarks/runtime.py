@@ -6,6 +6,7 @@ speed at which the machine can read its weights.
     python benchmarks/runtime.py runs/mine-int4.tflite
     python benchmarks/runtime.py --instructions
     python benchmarks/runtime.py runs/mine-int8.tflite runs/other-int8.tflite   # the C engine alone
+    python benchmarks/runtime.py --presets shakespeare memory       # so too, of weights at random
 
 Generating goes through the runtime's own loop, sampling on, at temperature 0.8. The engines take
 turns, and medians count. One thread each. The engine alone and reading take turns, too
@@ -20,17 +21,20 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from ceiling import of_ceiling
 from results import append
 
 from tsm.runtime.artifact import open_artifact
 from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
-from tsm.runtime.engines.native import SIMD, NativeEngine
+from tsm.runtime.engines.native import BITS, SIMD, NativeEngine
 from tsm.runtime.sampling import Sampling
 from tsm.runtime.stream import Model
+from tsm.training.spec import PRESETS
 
 ROOT = Path(__file__).parent.parent
 PROMPT = b"ROMEO:\n"
@@ -60,7 +64,13 @@ def main() -> int:
     parser.add_argument(
         "--instructions", action="store_true", help="the C engine alone, by each kind that is here"
     )
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=[], metavar="NAME")
     arguments = parser.parse_args()
+    if arguments.presets:
+        with tempfile.TemporaryDirectory() as folder:
+            made = [_made(name, kind, Path(folder)) for kind in BITS for name in arguments.presets]
+            _alone([NativeEngine(open_artifact(path)) for path in made])
+        return 0
     artifacts = [open_artifact(path.resolve()) for path in arguments.artifacts]
     if arguments.instructions or len(artifacts) > 1:
         levels = range(4) if arguments.instructions else [SIMD]
@@ -90,6 +100,24 @@ def main() -> int:
             found.update(of_ceiling(engine))
         print(append(RESULTS, found))
     return 0
+
+
+def _made(preset: str, kind: str, folder: Path) -> Path:
+    """An artifact of this shape, whose units all have an effect."""
+    from tsm.export import to_tflite
+    from tsm.training import model
+    from tsm.training.checkpoint import save_model
+
+    spec, random = PRESETS[preset], np.random.default_rng(0)
+    weights = model.initialise(spec, 0)
+    for name, value in weights.items():
+        if name.endswith(".out"):  # which begin at zero
+            weights[name] = 0.02 * random.standard_normal(value.shape, np.float32)
+    source, out = folder / f"{preset}.safetensors", folder / f"{preset}-{kind}.tflite"
+    save_model(source, spec, weights)
+    if to_tflite.main([str(source), "--quantize", kind, "--out", str(out)]):
+        raise SystemExit(f"runtime: {preset} in {kind} is not exported")
+    return out
 
 
 def _alone(engines: list[NativeEngine]) -> None:

@@ -36,8 +36,7 @@ SPEC = PRESETS["tiny"].replace(
 )
 SPECS = {
     "": SPEC,
-    # Values of a head that fill four vectors, one more, and leave a rest.
-    "addressed-": SPEC.replace(mixer="beam,addressed", heads=2, key_width=12, value_width=88),
+    "addressed-": SPEC.replace(mixer="beam,addressed", heads=2, key_width=12, value_width=80),
 }
 FILES = [f"{name}{kind}.{end}" for name in SPECS for kind in KINDS for end in ("tflite", "onnx")]
 

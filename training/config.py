@@ -163,7 +163,8 @@ def spec_of(config: TrainConfig, start: ModelSpec | None = None) -> ModelSpec:
         changes["value_width"] = config.channels // spec.heads
     spec = spec.replace(**changes)
     channels = spec.heads * spec.value_width
-    for option, found, unit in (("width", spec.width, 8), ("channels", channels, 16)):
+    lanes = 16 * spec.heads if "addressed" in spec.layer_mixers else 16
+    for option, found, unit in (("width", spec.width, 8), ("channels", channels, lanes)):
         if changes and {*spec.layer_mixers} <= {"beam", "addressed"} and found % unit:
             raise RunError(
                 f"--{option} {found}: wanted a multiple of {unit}, as the engines compute"

@@ -85,6 +85,7 @@ def computes(spec: dict[str, Any], quantization: str) -> bool:
     heads, key_width, channels = sizes["heads"], sizes["key_width"], sizes["channels"]
     return (
         1 <= heads * key_width <= LIMITS["width"][1]
+        and spec["value_width"] % LANES == 0
         and addressed * key_width * channels <= MEMORY_LIMIT
     )
 

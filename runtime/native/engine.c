@@ -1020,7 +1020,7 @@ static int runs_addressed(const tsm_spec *s, uint32_t most) {
     uint32_t layers = addressed_layers(s);
     for (uint32_t l = 0; l < s->layers; l++)
         if (s->mixers[l] > TSM_ADDRESSED) return 0;
-    return !layers || (s->heads && s->heads <= most && s->channels % s->heads == 0 && s->key_width &&
+    return !layers || (s->heads && s->heads <= most && s->channels % (LANES * s->heads) == 0 && s->key_width &&
                        s->key_width <= most && (uint64_t)s->heads * s->key_width <= most &&
                        (uint64_t)layers * s->key_width * s->channels <= 1 << 24);
 }
@@ -1326,47 +1326,26 @@ WIDE static void convolve(const float *const *taps, const float *window, size_t 
         for (uint32_t i = 0; i < width; i++) y[i] += window[tap * row + i] * taps[tap][i];
 }
 
-/* One token of one head: memory' = decay (memory + key (x) (gain - 1) held) + coupling key (x) value,
- * of which the query reads. memory: (keys, values). Of n * LANES values, which stay in registers. */
 typedef struct {
     float gain, coupling, decay;
 } angles;
 
-INLINE void address_lanes(int n, float *memory, const float *query, const float *key,
-                          const float *value, uint32_t keys, size_t row, angles a, float *read) {
-    const float change = a.decay * (a.gain - 1);
-    wide update[4] = {{0}}, sum[4] = {{0}};
-    for (uint32_t i = 0; i < keys; i++)
-        for (int v = 0; v < n; v++)
-            update[v] += key[i] * *(const wide_at *)(memory + i * row + LANES * v);
-    for (int v = 0; v < n; v++)
-        update[v] = change * update[v] + a.coupling * *(const wide_at *)(value + LANES * v);
-    for (uint32_t i = 0; i < keys; i++)
-        for (int v = 0; v < n; v++) {
-            wide_at *at = (wide_at *)(memory + i * row + LANES * v);
-            *at = a.decay * *at + key[i] * update[v];
-            sum[v] += query[i] * *at;
-        }
-    for (int v = 0; v < n; v++) *(wide_at *)(read + LANES * v) = sum[v];
-}
-
+/* One token of one head: memory' = decay (memory + key (x) (gain - 1) held) + coupling key (x) value,
+ * of which the query reads. memory: (keys, values), LANES values at a time. */
 WIDE static void address(float *memory, const float *query, const float *key, const float *value,
                          uint32_t keys, uint32_t values, const angles *a, float *read) {
     const float change = a->decay * (a->gain - 1);
-    uint32_t v = 0;
-    for (; v + 4 * LANES <= values; v += 4 * LANES)
-        address_lanes(4, memory + v, query, key, value + v, keys, values, *a, read + v);
-    for (; v + LANES <= values; v += LANES)
-        address_lanes(1, memory + v, query, key, value + v, keys, values, *a, read + v);
-    for (; v < values; v++) {
-        float update = 0, sum = 0, *at = memory + v;
-        for (uint32_t i = 0; i < keys; i++) update += key[i] * at[(size_t)i * values];
-        update = change * update + a->coupling * value[v];
-        for (uint32_t i = 0; i < keys; i++, at += values) {
+    for (uint32_t v = 0; v < values; v += LANES) {
+        wide update = {0}, sum = {0};
+        for (uint32_t i = 0; i < keys; i++)
+            update += key[i] * *(const wide_at *)(memory + (size_t)i * values + v);
+        update = change * update + a->coupling * *(const wide_at *)(value + v);
+        for (uint32_t i = 0; i < keys; i++) {
+            wide_at *at = (wide_at *)(memory + (size_t)i * values + v);
             *at = a->decay * *at + key[i] * update;
             sum += query[i] * *at;
         }
-        read[v] = sum;
+        *(wide_at *)(read + v) = sum;
     }
 }
 

@@ -64,7 +64,7 @@ int tsm_open_file(const char *path, int simd, uint32_t threads, tsm_model **mode
 void tsm_free(tsm_model *model); /* after its texts */
 
 /* Widths in numbers of values, as in training/spec.py; vocabulary, width and mlp_width are
- * 16 at least, channels a multiple of 16 and of heads, width and mlp_width of 8. */
+ * 16 at least, channels a multiple of 16, of addressed splitters 16 heads, width and mlp_width of 8. */
 enum { TSM_BEAM, TSM_ADDRESSED, TSM_MOST_LAYERS = 256 };
 typedef struct {
     uint32_t vocabulary, width, layers, channels, mlp_width, taps;

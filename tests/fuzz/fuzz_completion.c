@@ -6,7 +6,7 @@
 #include "../../runtime/native/tsm.c"
 
 enum { MOST_EDITS = 48 };
-static const tsm_spec spec = {256, 16, 2, 16, 16, 2, 8, 2, 4, {TSM_BEAM, TSM_ADDRESSED}};
+static const tsm_spec spec = {256, 16, 2, 16, 16, 2, 8, 1, 4, {TSM_BEAM, TSM_ADDRESSED}};
 static uint8_t weights[1 << 15];
 static const char *words[] = {"MENENIUS", "gentle ", "the ", "\xc3\xa9\xe2\x82\xac", "\n", ". ", "a_very_long_identifier_", "x"};
 

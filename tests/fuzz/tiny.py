@@ -18,9 +18,9 @@ import state  # noqa: E402, F401
 METADATA_AT = 1 << 15  # after the weights and nothing
 
 
-def tiny_artifact(bits: int = 8, width: int = 16, channels: int = 16, taps: int = 3) -> bytes:
+def tiny_artifact(bits: int = 8, width: int = 16, channels: int = 32, taps: int = 3) -> bytes:
     """Of two layers, the second an addressed splitter."""
-    heads, key_width = 2, 4
+    heads, key_width = channels // 16, 4
     projected = 2 * heads * key_width + channels
     numbers, data, offsets = random.Random(bits), bytearray(b"\0" * 16), {}
 
