@@ -291,6 +291,36 @@ def test_a_drift_shows_by_carried_length_and_an_equal_model_has_none():
     assert found[0]["nats_per_byte_more"] == pytest.approx(alone)
 
 
+def test_what_comes_again_is_found_by_its_distance(monkeypatch):
+    monkeypatch.setattr(evaluate, "SEARCHED", 100)
+    random = np.random.default_rng(0)
+    near, far, known = (random.integers(0, 256, 40).astype(np.uint8) for _ in range(3))
+    before, between = (random.integers(0, 256, n).astype(np.uint8) for n in (80, 260))
+    learned = np.concatenate([before, known])
+    data = np.concatenate([near, far, known, near, known, between, far])
+    stretches = 40 - evaluate.REPEATED + 1
+
+    def knows_the_first(tokens: np.ndarray, state: object) -> tuple[np.ndarray, object]:
+        """Right wherever the first forty bytes stand."""
+        logits = np.zeros((*tokens.shape, 256))
+        for start in (0, 120):
+            for place in range(start, start + 39):
+                logits[0, place, data[place + 1]] = 100
+        return logits, state
+
+    found = evaluate.repeats(knows_the_first, data, learned)["repeats"]
+    assert [(row["distance"], row["count"]) for row in found] == [
+        (0, 2 * stretches),
+        (256, stretches),
+        (1000, stretches),
+    ]
+    assert [round(row["accuracy"], 1) for row in found] == [0.5, 1.0, 0.0]
+    wanted = [math.log(256) / 2, 0, math.log(256)]
+    assert np.allclose([row["nats_per_byte"] for row in found], wanted, atol=1e-3)
+    short = evaluate.repeats(uniform, data[:5], learned)
+    assert short == {"bytes": 5, "repeats": []}
+
+
 def test_int8_against_its_weights(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_bytes(tasks.corpus("passkey", 15_000)[:15_010])

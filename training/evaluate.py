@@ -4,6 +4,7 @@
     python training/evaluate.py runtime/shakespeare-int8.tflite --stream-bytes 1048576
     python training/evaluate.py runtime/shakespeare-int8.onnx --task passkey --distances 16 64
     python training/evaluate.py mine-int8.tflite --against mine.safetensors
+    python training/evaluate.py mine-int8.tflite --data my.txt --repeats
 
 Scored is what train.py holds out, but of a corpus with a test part, enwik8, that part.
 fresh: every window of 256 bytes starts without context (nanoGPT's protocol, but over the whole
@@ -16,6 +17,9 @@ they show whether a long stream harms, and do not measure what long new context 
 --against REFERENCE: what the model loses to another, its own unquantized weights above all, in one
 stream with the state of each carried along: the difference in loss and the divergence of the
 predictions, by how many bytes have been read.
+--repeats: the loss, and the part of the bytes that are likeliest, where 9 bytes stood before in the
+same text and nowhere in the part that was learned from, by the distance to the last time, in one
+stream; at distance 0, where they stand for the first time.
 --task: a recall task of training/tasks.py, by distance; every example starts without context. An
 example is right if each byte of its answer is the likeliest, the true ones before it given.
 A .tflite or .onnx is run by the device's own engine, byte for byte what a user gets.
@@ -45,7 +49,7 @@ with needs("tsm-evaluate", "train"):
     from ..runtime.engines import open_engine
     from . import model
     from .checkpoint import load_model
-    from .data import DataError, fresh_windows, open_corpus
+    from .data import DataError, Text, fresh_windows, open_corpus
     from .spec import ModelSpec, SpecError
     from .tasks import TASKS, evaluation_examples
     from .threads import default_threads, prepare_threads
@@ -56,6 +60,9 @@ PIECE = 10_000  # bytes that a stream meets again and again
 MEETINGS = (10_000, 100_000, 1_000_000)  # bytes read, about, where the piece is scored
 LONGEST_STREAM = 1 << 20  # bytes: the first length that holds a meeting at 1M of Tiny Shakespeare
 CARRIED = (1_000, 10_000, 100_000)  # bytes read, between which two models are compared
+REPEATED = 9  # bytes: eight, and the one that came after them
+REPEATS = (256, 1_000, 10_000, 100_000)  # bytes since the last time, the bounds of the rows
+SEARCHED = 1 << 22  # bytes of the part that was learned from, at a time
 DISTANCES = (16, 64, 256, 1024)  # bytes
 EXAMPLES = 50  # of each distance
 
@@ -84,6 +91,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     data = np.asarray(held_out[: arguments.limit])
     place = f"bytes {start:,} to {start + len(data):,}"
     names["text"] = f"{corpus.name}, its {part} part: {place}"
+    if arguments.repeats:
+        return names | repeats(scorer(arguments.model), data, corpus.train)
     if arguments.against:
         names["reference"] = str(arguments.against)
         return names | against(scorer(arguments.model), scorer(arguments.against), data)
@@ -175,6 +184,47 @@ def against(score: Scorer, reference: Scorer, data: np.ndarray) -> dict[str, Any
         row = {"bytes_read": stop, "nats_per_byte_more": float(gap), "kl_nats": float(divergence)}
         rows.append(row)
     return {"bytes": len(tokens), "against": rows}
+
+
+def repeats(score: Scorer, data: np.ndarray, learned: Text) -> dict[str, Any]:
+    """By distance, of `data` in one stream: how many bytes end a stretch of REPEATED that stood there
+    before and nowhere in `learned`, their loss, and the part of them that are likeliest. Distance 0:
+    where such stretches stand for the first time."""
+    tokens = np.asarray(data).astype(np.int64)
+    unique, inverse = np.unique(_stretches(data), return_inverse=True)
+    is_learned = np.zeros(len(unique), bool)
+    for start in range(0, len(learned), SEARCHED):
+        piece = np.asarray(learned[start : start + SEARCHED + REPEATED - 1])
+        is_learned |= np.isin(unique, _stretches(piece))
+    order = np.argsort(inverse, kind="stable")  # equal stretches side by side, as they stand
+    again = np.diff(inverse[order]) == 0
+    distance = np.full(len(inverse), -1)  # of a stretch that stands once
+    distance[order[:-1][again]] = 0
+    distance[order[1:][again]] = np.diff(order)[again]
+    distance[is_learned[inverse]] = -1
+    nats, right = [], []
+    for start, logits in _carried(score, tokens, "repeats"):
+        targets = tokens[start + 1 : start + 1 + len(logits)]
+        nats.append(losses(logits, targets))
+        right.append(logits.argmax(axis=-1) == targets)
+    ends = slice(REPEATED - 2, None)  # the first target is the second byte
+    all_nats, all_right = np.concatenate(nats)[ends], np.concatenate(right)[ends]
+    rows = []
+    for low, high in itertools.pairwise((-1, 0, *REPEATS, len(tokens))):
+        chosen = (low < distance) & (distance <= high)
+        if chosen.any():
+            row = {"distance": high, "count": int(chosen.sum())}
+            row |= {"nats_per_byte": float(all_nats[chosen].mean())}
+            rows.append(row | {"accuracy": float(all_right[chosen].mean())})
+    return {"bytes": len(tokens), "repeats": rows}
+
+
+def _stretches(data: np.ndarray) -> np.ndarray:
+    """A number for each REPEATED bytes that follow each other: (len(data) - REPEATED + 1,) uint64."""
+    count, found = max(0, len(data) - REPEATED + 1), np.uint64(0)
+    for i in range(REPEATED):  # a polynomial modulo 2^64
+        found = found * np.uint64(0x9E3779B97F4A7C15) + data[i : i + count].astype(np.uint64)
+    return np.broadcast_to(found, count)
 
 
 def recall(score: Scorer, task: str, distances: list[int], examples: int) -> dict[str, Any]:
@@ -327,6 +377,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--against", type=Path, metavar="REFERENCE", help="another model to compare with"
     )
     parser.add_argument(
+        "--repeats", action="store_true", default=None, help="loss on what stood in the text before"
+    )
+    parser.add_argument(
         "--task", choices=TASKS, help="a recall task, in place of the loss on --data"
     )
     parser.add_argument(
@@ -349,7 +402,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--window wants at least 1, --limit at least 2")
     if arguments.examples < 1:
         parser.error("--examples wants at least 1")
-    chosen = ("--task", "--stream-bytes", "--against")
+    chosen = ("--task", "--stream-bytes", "--against", "--repeats")
     given = [n for n in chosen if getattr(arguments, n[2:].replace("-", "_")) is not None]
     if len(given) > 1:
         parser.error(f"{' and '.join(given)} exclude each other: each is an evaluation of its own")
