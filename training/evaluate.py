@@ -187,9 +187,9 @@ def against(score: Scorer, reference: Scorer, data: np.ndarray) -> dict[str, Any
 
 
 def repeats(score: Scorer, data: np.ndarray, learned: Text) -> dict[str, Any]:
-    """By distance, of `data` in one stream: how many bytes end a stretch of REPEATED that stood there
-    before and nowhere in `learned`, their loss, and the part of them that are likeliest. Distance 0:
-    where such stretches stand for the first time."""
+    """By distance, of `data` in one stream: how many bytes end a stretch of REPEATED that stood
+    there before and nowhere in `learned`, their loss, and the part of them that are likeliest.
+    Distance 0: where such stretches stand for the first time."""
     tokens = np.asarray(data).astype(np.int64)
     unique, inverse = np.unique(_stretches(data), return_inverse=True)
     is_learned = np.zeros(len(unique), bool)
@@ -220,7 +220,7 @@ def repeats(score: Scorer, data: np.ndarray, learned: Text) -> dict[str, Any]:
 
 
 def _stretches(data: np.ndarray) -> np.ndarray:
-    """A number for each REPEATED bytes that follow each other: (len(data) - REPEATED + 1,) uint64."""
+    """A hash of each REPEATED bytes that follow each other, (len(data) - REPEATED + 1,) uint64."""
     count, found = max(0, len(data) - REPEATED + 1), np.uint64(0)
     for i in range(REPEATED):  # a polynomial modulo 2^64
         found = found * np.uint64(0x9E3779B97F4A7C15) + data[i : i + count].astype(np.uint64)
