@@ -28,6 +28,7 @@ def main() -> int:
     (DOCS / "comparison.md").write_text(page(**results))
     if any(r["kind"] == "train" for r in results["costs"]):
         plot(results["costs"], DOCS / "comparison.svg")
+        plot_recall(results["recalls"], DOCS / "recall.svg")
     return 0
 
 
@@ -101,6 +102,7 @@ def page(
             "An addressed memory, where in training the answers alone counted (`--answers`), one "
             "seed: the share of whole answers.",
             recall.answers_table(recalls),
+            "![The share of whole answers by distance](recall.svg)",
         ]
     if costs:
         parts += [
@@ -158,24 +160,45 @@ def _where(results: list[dict[str, Any]]) -> str:
 
 def plot(costs: list[dict[str, Any]], path: Path) -> None:
     """Speed and memory of a training step by length; told apart without colour."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "tsm"  # the same results, the same file
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for system, (line, mark) in zip(cost.SYSTEMS, STYLES * 2, strict=False):
         runs = [r for r in costs if (r["kind"], r["system"]) == ("train", system)]
         runs = sorted((r for r in runs if "failed" not in r), key=lambda r: r["length"])
         lengths = [r["length"] for r in runs]
-        style = {"linestyle": line, "marker": mark, "color": "black", "markersize": 4}
+        style = _style(line, mark)
         axes[0].plot(lengths, [r["length"] / r["seconds"] for r in runs], label=system, **style)
         axes[1].plot(lengths, [r["peak_bytes"] / 1e6 for r in runs], label=system, **style)
     for axis, title in zip(axes, ("tokens/s", "MB above the weights"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="window, bytes", title=title)
     axes[0].legend(fontsize=7)
     figure.savefig(path, metadata={"Date": None})
+
+
+def plot_recall(recalls: list[dict[str, Any]], path: Path) -> None:
+    """The share of whole answers by distance, of runs whose answers alone counted."""
+    figure, axis = _pyplot().subplots(figsize=(7, 4), layout="constrained")
+    groups = recall.of_answers(recalls).items()
+    for (key, shares), (line, mark) in zip(groups, STYLES * 2, strict=False):
+        name = f"{key[0]}, {key[1]}, windows of {key[-1]}"
+        axis.plot([*shares], [*shares.values()], label=name, **_style(line, mark))
+    axis.set(xscale="log", xlabel="distance, bytes", ylabel="whole answers")
+    axis.legend(fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "tsm"  # the same results, the same file
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _style(line: str, mark: str) -> dict[str, Any]:
+    return {"linestyle": line, "marker": mark, "color": "black", "markersize": 4}
 
 
 if __name__ == "__main__":

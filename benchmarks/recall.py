@@ -278,25 +278,38 @@ def of_every_byte(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in results if "counted" not in r]
 
 
-def answers_table(results: list[dict[str, Any]]) -> str:
-    """The share of whole answers that are right, of the runs whose answers alone counted: means
-    over the seeds, at the best learning rate."""
-    results = [r for r in results if r.get("counted") == ANSWERS]
-    distances = sorted({row["distance"] for r in results for row in r["rows"]})
-    names = ["task", "mixer", "width", "heads", "steps", *map(str, distances)]
-    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
+def of_answers(results: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[int, float]]:
+    """Of the runs whose answers alone counted, by task, mixer, width, heads, steps, batch and
+    window: the share of whole answers that are right, by distance; means over the seeds, at the
+    best learning rate."""
     groups: dict[tuple[Any, ...], dict[float, list[dict[str, Any]]]] = {}
     for r in results:
-        key = r["task"], r["mixer"], r["spec"]["width"], r["spec"]["heads"], r["config"]["steps"]
-        rates = groups.setdefault((*key, r["config"]["batch"], r["config"]["window"]), {})
-        rates.setdefault(r["config"]["adam_learning_rate"], []).append(r)
+        if r.get("counted") == ANSWERS:
+            spec, config = r["spec"], r["config"]
+            key = r["task"], r["mixer"], spec["width"], spec["heads"]
+            rates = groups.setdefault(
+                (*key, config["steps"], config["batch"], config["window"]), {}
+            )
+            rates.setdefault(config["adam_learning_rate"], []).append(r)
+    found = {}
     for key, rates in sorted(groups.items()):
-        runs, cells = max(rates.values(), key=_bytes_right), [*map(str, key[:5])]
-        for distance in distances:
-            rows = [row for r in runs for row in r["rows"] if row["distance"] == distance]
-            whole = [row["accuracy"] for row in rows]
-            cells.append(f"{statistics.mean(whole):.2f}" if whole else "")
-        lines.append("| " + " | ".join(cells) + " |")
+        whole: dict[int, list[float]] = {}
+        for run in max(rates.values(), key=_bytes_right):
+            for row in run["rows"]:
+                whole.setdefault(row["distance"], []).append(row["accuracy"])
+        found[key] = {d: statistics.mean(shares) for d, shares in sorted(whole.items())}
+    return found
+
+
+def answers_table(results: list[dict[str, Any]]) -> str:
+    """`of_answers` in Markdown."""
+    groups = of_answers(results)
+    distances = sorted({distance for shares in groups.values() for distance in shares})
+    names = ["task", "mixer", "width", "heads", "steps", "batch", "window", *map(str, distances)]
+    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
+    for key, shares in groups.items():
+        cells = [f"{shares[d]:.2f}" if d in shares else "" for d in distances]
+        lines.append("| " + " | ".join([*map(str, key), *cells]) + " |")
     return "\n".join(lines)
 
 
