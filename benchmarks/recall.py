@@ -12,7 +12,8 @@ weights in fp32 on the CPU, on 50 examples a distance whose seeds no corpus has.
 of recall.jsonl: one (task, mixer, seed, rate) at one protocol.
 
 --answers is the protocol in which recall is learned soon: the answers alone count, in windows of
-whole examples, drawn as the training goes on, and AdamW trains all weights at the rate given.
+whole examples, for many pairs of fewer as well, drawn as the training goes on, and AdamW trains all
+weights at the rate given.
 
 Recall is known to be sensitive to the rate (arXiv 2508.19029), and all have one: a mixer that fails
 here may succeed at another of --rates. Of several rates the table has the one with the most bytes
@@ -125,10 +126,11 @@ def main() -> int:
     return 0
 
 
-def spec_of(mixer: str, width: int, head: int) -> ModelSpec:
-    """As in `MIXERS`, or of another width in heads of `head`."""
-    if (width, head) == (MIXERS[mixer].width, HEAD):
+def spec_of(mixer: str, width: int, head: int | None) -> ModelSpec:
+    """As in `MIXERS`, or of another width, or in heads of `head`."""
+    if width == MIXERS[mixer].width and head is None:
         return MIXERS[mixer]
+    head = head or HEAD
     heads = {"heads": width // head, "key_width": head, "value_width": head}
     return MIXERS[mixer].replace(width=width, chunk=16, **heads)
 
@@ -143,6 +145,7 @@ def _waiting(
             asdict(CONFIG) | r["config"],
             (r["spec"]["width"], r["spec"]["key_width"]),
             r.get("counted"),
+            r.get("practised", [r["task"]]),
         )
         for r in results
     ]
@@ -156,7 +159,7 @@ def _waiting(
                 if arguments.answers:
                     rates = {"muon_learning_rate": 0.0, "adam_learning_rate": rate}
                 wanted = replace(config, seed=seed, **rates)
-                if (task, *how, asdict(wanted), *kind) not in done:
+                if (task, *how, asdict(wanted), *kind, _practised(task)) not in done:
                     yield task, wanted
 
 
@@ -189,7 +192,9 @@ def measure(
                 "parameters": parameter_count(spec),
                 "distances": distances,
                 "rows": rows,
-                **({"counted": ANSWERS} if arguments.answers else {}),
+                **(
+                    {"counted": ANSWERS, "practised": _practised(task)} if arguments.answers else {}
+                ),
                 "curve": curve,
                 "spec": spec.to_dict(),
                 "config": asdict(config),
@@ -205,8 +210,12 @@ def _text(text: np.ndarray, config: TrainConfig, step: int) -> tuple[np.ndarray,
     return tokens, np.ones((config.batch, config.window), np.float32)
 
 
+def _practised(task: str) -> list[str]:
+    return [*BESIDE.get(task, ()), task]
+
+
 def _passages(task: str, config: TrainConfig, step: int) -> tuple[np.ndarray, np.ndarray]:
-    practised = [TASKS[name] for name in (*BESIDE.get(task, ()), task)]
+    practised = [TASKS[name] for name in _practised(task)]
     return tasks.windows(practised, config.seed, step, config.batch, config.window)
 
 
@@ -364,7 +373,7 @@ def _parse() -> argparse.Namespace:
         "--answers", action="store_true", help="count the answers alone in training"
     )
     parser.add_argument("--width", type=int, default=ADDRESSED.width, help="default: %(default)s")
-    parser.add_argument("--head", type=int, default=HEAD, help="default: %(default)s")
+    parser.add_argument("--head", type=int, help=f"default: {HEAD} where --width is given")
     parser.add_argument("--batch", type=int, default=CONFIG.batch, help="default: %(default)s")
     parser.add_argument("--window", type=int, default=WINDOW, help="default: %(default)s")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
@@ -372,8 +381,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="default: %(default)s")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     arguments = parser.parse_args()
-    if arguments.head < 1 or arguments.width < 1 or arguments.width % arguments.head:
-        parser.error(f"--width {arguments.width}: wanted a multiple of {arguments.head}")
+    head = HEAD if arguments.head is None else arguments.head
+    if head < 1 or arguments.width < 1 or arguments.width % head:
+        parser.error(f"--width {arguments.width}: wanted a multiple of {head}")
     if arguments.examples < 1:
         parser.error("--examples wants at least 1")
     return arguments

@@ -31,7 +31,7 @@ from results import append
 
 from tsm.runtime.artifact import open_artifact
 from tsm.runtime.engines import SHIPPED_MODEL, Engine, kinds, open_engine
-from tsm.runtime.engines.native import BITS, SIMD, NativeEngine
+from tsm.runtime.engines.native import BITS, SIMD, NativeEngine, computes
 from tsm.runtime.sampling import Sampling
 from tsm.runtime.stream import Model
 from tsm.training.spec import PRESETS
@@ -64,9 +64,12 @@ def main() -> int:
     parser.add_argument(
         "--instructions", action="store_true", help="the C engine alone, by each kind that is here"
     )
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=[], metavar="NAME")
+    fit = [name for name, spec in PRESETS.items() if computes(spec.to_dict(), "int8")]
+    parser.add_argument("--presets", nargs="+", choices=fit, default=[], metavar="NAME")
     arguments = parser.parse_args()
     if arguments.presets:
+        if arguments.instructions or arguments.artifacts != [SHIPPED_MODEL]:
+            parser.error("--presets stands alone")
         with tempfile.TemporaryDirectory() as folder:
             made = [_made(name, kind, Path(folder)) for kind in BITS for name in arguments.presets]
             _alone([NativeEngine(open_artifact(path)) for path in made])
@@ -74,20 +77,21 @@ def main() -> int:
     artifacts = [open_artifact(path.resolve()) for path in arguments.artifacts]
     if arguments.instructions or len(artifacts) > 1:
         levels = range(4) if arguments.instructions else [SIMD]
-        _alone([NativeEngine(artifact, level) for artifact in artifacts for level in levels])
+        engines = [NativeEngine(artifact, level) for artifact in artifacts for level in levels]
+        _alone([*{(engine.artifact.path, engine.simd): engine for engine in engines}.values()])
         return 0
     [artifact] = artifacts
     path = Path(artifact.path)
-    engines = {kind: open_engine(artifact, kind) for kind in kinds(artifact)}
-    generated: dict[str, list[float]] = {kind: [] for kind in engines}
-    read: dict[str, list[float]] = {kind: [] for kind in engines}
+    opened = {kind: open_engine(artifact, kind) for kind in kinds(artifact)}
+    generated: dict[str, list[float]] = {kind: [] for kind in opened}
+    read: dict[str, list[float]] = {kind: [] for kind in opened}
     for turn in range(TURNS):
-        for kind, engine in engines.items():
+        for kind, engine in opened.items():
             generated[kind].append(TURN_BYTES / _seconds(engine, turn))
             started = time.perf_counter()
             engine.feed(b"x" * READ_BYTES)
             read[kind].append(READ_BYTES / (time.perf_counter() - started))
-    for kind, engine in engines.items():
+    for kind, engine in opened.items():
         found = {
             "artifact": path.name,
             "file_bytes": path.stat().st_size,
@@ -113,7 +117,7 @@ def _made(preset: str, kind: str, folder: Path) -> Path:
     for name, value in weights.items():
         if name.endswith(".out"):  # which begin at zero
             weights[name] = 0.02 * random.standard_normal(value.shape, np.float32)
-    source, out = folder / f"{preset}.safetensors", folder / f"{preset}-{kind}.tflite"
+    source, out = folder / f"{preset}.safetensors", folder / f"random-{preset}-{kind}.tflite"
     save_model(source, spec, weights)
     if to_tflite.main([str(source), "--quantize", kind, "--out", str(out)]):
         raise SystemExit(f"runtime: {preset} in {kind} is not exported")

@@ -37,7 +37,7 @@ from .artifact import (
 )
 from .command import Parser, open_output, run_command
 from .engines import SHIPPED_MODEL, VOCABULARY, kinds
-from .engines.native import BITS, has_splitters, layer_mixers
+from .engines.native import BITS, has_known_mixers, layer_mixers
 from .text import printable
 
 FLOAT_BYTES = 4
@@ -96,7 +96,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 def weight_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The weights of a model of beam splitters, in order of use; of another mixer, none: the table
     of every mixer is training/spec.py's, which a device does not have."""
-    if not has_splitters(spec):
+    if not has_known_mixers(spec):
         return {}
     width, heads, taps = spec["width"], spec["heads"], spec["compression"]
     channels, hidden = heads * spec["value_width"], round(spec["mlp_ratio"] * width)

@@ -57,7 +57,7 @@ def test_recall_compares_equal_parameters_and_goes_on():
         distances=[16],
         examples=1,
         width=128,
-        head=32,
+        head=None,
         answers=False,
     )
     waiting = list(recall._waiting([], wanted, "mingru", config))

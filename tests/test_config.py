@@ -47,11 +47,19 @@ def test_fine_tuning_is_short_and_gentle_and_keeps_the_shape():
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("tiny", 0.27), ("small", 1.05), ("medium", 3.16)]
+    ("name", "parameters"),
+    [("tiny", 0.27), ("small", 1.05), ("medium", 3.16), ("shakespeare", 13.63), ("memory", 13.63)],
 )
-def test_small_presets_run_in_the_c_engine(name, parameters):
+def test_presets_run_in_the_c_engine(name, parameters):
     assert parameter_count(PRESETS[name]) / 1e6 == pytest.approx(parameters, abs=0.01)
     assert computes(PRESETS[name].to_dict(), "int8")
+
+
+def test_the_shape_of_an_addressed_memory_is_one_that_the_c_engine_computes():
+    spec = spec_of(TrainConfig(preset="memory", width=128, channels=240))
+    assert spec.value_width == 48 and computes(spec.to_dict(), "int4")
+    with pytest.raises(RunError, match="--channels 200: wanted a multiple of 80"):
+        spec_of(TrainConfig(preset="memory", channels=200))
 
 
 def test_one_thread_for_a_tiny_model(monkeypatch):

@@ -49,7 +49,7 @@ text = np.random.default_rng(0).integers(97, 117, 8192).astype(np.uint8)
 text[1::2] = text[::2]
 results = {}
 for name in ["", *sys.argv[2:]]:
-    arguments = spec, 0.1, False, True, teachers
+    arguments = spec, 0.1, sys.argv[1] == "bf16", True, teachers
     if name:
         engine = mesh.Engine(mesh.make_mesh(name), *arguments)
     else:
@@ -99,6 +99,12 @@ def test_eight_devices_have_the_losses_of_one():
         assert found[name]["losses"] == pytest.approx(wanted, rel=TOLERANCE), name
         part = {"fsdp=8": 1 / 8, "fsdp=2,sequence=2": 1 / 2}.get(name, 1)
         assert found[name]["parts"] == [part] * 3, name
+
+
+def test_eight_devices_in_bf16_learn_as_one():
+    found = losses_of("bf16", "data=8", "fsdp=2,sequence=2")
+    for name in ("data=8", "fsdp=2,sequence=2"):
+        assert found[name]["losses"][:-1:2] == pytest.approx(found[""]["losses"][:-1:2], rel=0.03)
 
 
 def test_a_student_on_a_mesh_learns_as_on_one_device():

@@ -16,6 +16,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from fuzz.tiny import tiny_artifact
 
 from tsm.export import layout, to_onnx, to_tflite, verify
 from tsm.export.tolerance import check
@@ -36,7 +37,7 @@ SPEC = PRESETS["tiny"].replace(
 )
 SPECS = {
     "": SPEC,
-    "addressed-": SPEC.replace(mixer="beam,addressed", heads=2, key_width=12, value_width=80),
+    "addressed-": SPEC.replace(mixer="beam,addressed", heads=2, key_width=13, value_width=80),
 }
 FILES = [f"{name}{kind}.{end}" for name in SPECS for kind in KINDS for end in ("tflite", "onnx")]
 
@@ -328,7 +329,7 @@ def test_python_and_c_run_the_same_specs():
     for spec in specs:
         for quantization in KINDS:
             fits = native_engine.computes(spec, quantization)
-            if native_engine.has_splitters(spec):  # of others C has no number
+            if native_engine.has_known_mixers(spec):  # of others C has no number
                 count = library.tsm_offset_count(ctypes.byref(c_spec(spec, quantization)))
                 assert (count > 0) == fits, spec
             run += fits
@@ -340,6 +341,55 @@ def test_python_and_c_run_the_same_specs():
     assert library.tsm_offset_count(ctypes.byref(_Spec(256, 72, 2, 80, 288, 4, 5))) == 0
     for other in ("none", "int2", ""):
         assert not native_engine.computes(sound, other)
+
+
+SPEC_CHANGES = [
+    {"mixer": mixer}
+    for mixer in ("addressed", "beam,beam", "beam,", ",beam", "", "beam,addressed,beam")
+] + [
+    {},
+    {"layers": 3},
+    {"rotation": True},
+    {"coupling": False},
+    {"short": False},
+    {"key_width": 0},
+    {"key_width": 1 << 20},
+    {"mixer": "beam,beam", "key_width": 1 << 20},
+    {"value_width": 8, "heads": 4},
+    {"mixer": "beam,beam", "value_width": 8, "heads": 4},
+]
+
+
+@pytest.mark.parametrize("changes", SPEC_CHANGES, ids=str)
+def test_python_and_c_read_the_same_specs(changes):
+    """From the file: what C does not compute it says so of, before it looks at offsets."""
+    data = tiny_artifact()
+    start = data.index(artifacts.MARKER)
+    stored = json.loads(data[start : data.index(b"\0", start)])
+    header = {name: stored[name] for name in artifacts._KEYS}
+    header["spec"] |= changes
+    data = artifacts.seal(data[:start] + artifacts.metadata_json(header).encode())
+    opened, message = ctypes.c_void_p(), ctypes.create_string_buffer(160)
+    status = _library().tsm_open(
+        data, len(data), False, 0, 1, ctypes.byref(opened), ctypes.byref(message)
+    )
+    assert (status != -7) == native_engine.computes(header["spec"], header["quantization"])
+    _library().tsm_free(opened)
+
+
+@pytest.mark.parametrize(
+    "header", [{}, {"mixer": 3}, {"mixer": "beam"}, {"mixer": "beam", "layers": 6.0}]
+)
+def test_a_header_of_other_kinds_has_no_mixers(header):
+    assert not native_engine.has_known_mixers(header)
+
+
+def test_a_spec_that_does_not_run_has_no_state():
+    library, parts = _library(), (ctypes.c_size_t * 4)(1, 1, 1, 1)
+    for changes in ({"layers": 100_000}, {"taps": 0}, {"width": 1 << 31}):
+        sizes = native_engine._sizes(SPEC.to_dict(), "int8") | changes
+        assert library.tsm_state_values(ctypes.byref(_Spec(**sizes)), parts) == 0
+        assert list(parts) == [0] * 4
 
 
 def test_frequencies_are_the_softmax_and_the_same_bits_everywhere(path):

@@ -101,9 +101,10 @@ class Gathered(dict[str, Any]):
         return checkpoint_name(whole, GATHERED)
 
 
-def as_one(values: dict[str, Any]) -> dict[str, Any]:
-    """Inside a shard_map: the same weights, whose gradients the devices add up in one exchange in
-    place of one a weight."""
+def in_one_bucket(values: dict[str, Any]) -> dict[str, Any]:
+    """Inside a shard_map: the same weights, whose gradients are summed over data and sequence as
+    one vector, in fp32. For CPUs, which sum one array after the other; on a GPU the sum of one
+    layer goes on beside the backward pass of the next."""
     vector, parts = ravel_pytree(values)
     return parts(jax.lax.pcast(vector, (DATA, SEQUENCE), to="varying"))
 
@@ -175,15 +176,18 @@ class Engine(engine_jax.Engine):
         self, values: Any, teachers: Any, inputs: Any, targets: Any, noise: Sequence[Any] = ()
     ) -> Any:
         local, specs = super()._nats, [self.spec, *self.teacher_specs[: len(teachers)]]
+        shape = self.mesh.shape
 
         def part(models: Any, *arrays: Any) -> Any:
-            values, *teachers = map(Gathered, [as_one(models[0]), *models[1:]], specs)
+            if jax.default_backend() == "cpu" and shape[DATA] * shape[SEQUENCE] > 1:
+                models = [in_one_bucket(models[0]), *models[1:]]
+            values, *teachers = map(Gathered, models, specs)
             return local(values, teachers, *arrays)
 
         models = [values, *teachers]
         of_models = [partitions(spec, one) for spec, one in zip(specs, models, strict=True)]
         tokens = P(ROWS, SEQUENCE)
-        if self.mesh.shape[FSDP] > 1:
+        if shape[FSDP] > 1:
             part = jax.checkpoint(part, policy=ALL_BUT_GATHERED)
         mapped = jax.shard_map(
             part, mesh=self.mesh, in_specs=(of_models, *[tokens] * 3), out_specs=tokens

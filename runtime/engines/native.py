@@ -35,7 +35,7 @@ SWITCHES = {"rotation": False, "coupling": True, "short": True}
 MOST_LAYERS = 256  # TSM_MOST_LAYERS
 STATE = ("addressed", "channels", "history", "projected")  # in the order of tsm_state_values
 LANES = 16  # channels are taken so many at a time
-# By field of tsm.h's tsm_spec: least, greatest, and what it is a multiple of, as `runs` in tsm.c.
+# By field of tsm.h's tsm_spec: least, greatest, what it is a multiple of; as `runs` in engine.c.
 LIMITS = {
     "vocabulary": (16, VOCABULARY, 1),
     "width": (16, 1 << 14, 8),
@@ -55,12 +55,14 @@ class _Spec(ctypes.Structure):
     ]
 
 
-def has_splitters(spec: dict[str, Any]) -> bool:
-    """Whether its mixers are those of this engine, with the switches of the reference."""
-    names = spec["mixer"].split(",")
+def has_known_mixers(spec: dict[str, Any]) -> bool:
+    """Whether its mixers are those of this engine, with the switches of the reference. spec: any
+    object."""
+    names = str(spec.get("mixer")).split(",")
     switches = SWITCHES if "beam" in names else {"rotation": False}
     return (
-        len(names) in (1, spec["layers"])
+        type(spec.get("layers")) is int
+        and len(names) in (1, spec["layers"])
         and all(name in MIXERS for name in names)
         and all(spec.get(name) == value for name, value in switches.items())
     )
@@ -74,7 +76,7 @@ def layer_mixers(spec: dict[str, Any]) -> list[str]:
 
 def computes(spec: dict[str, Any], quantization: str) -> bool:
     """Whether the C code is of a model like this: spec as in an artifact's metadata."""
-    if quantization not in BITS or not has_splitters(spec):
+    if quantization not in BITS or not has_known_mixers(spec):
         return False
     sizes = _sizes(spec, quantization)
     limits = ((sizes[name], *limit) for name, limit in LIMITS.items())
@@ -101,7 +103,7 @@ def _sizes(spec: dict[str, Any], quantization: str) -> dict[str, int]:
         "taps": spec["compression"],
         "bits": BITS[quantization],
         "heads": spec["heads"],
-        "key_width": spec["key_width"],
+        "key_width": spec.get("key_width", 0),
     }
 
 

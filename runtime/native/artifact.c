@@ -168,14 +168,14 @@ static int read_spec(json metadata, tsm_spec *spec) {
     double ratio;
     if (!(member(metadata, "spec", &values) && member_is(values, "rotation", "false") &&
           member_whole(values, "width", &width) && member_whole(values, "layers", &layers) &&
-          member_whole(values, "heads", &heads) && member_whole(values, "key_width", &key_width) &&
+          member_whole(values, "heads", &heads) &&
           member_whole(values, "value_width", &value_width) &&
           member_whole(values, "compression", &taps) &&
           member_whole(values, "vocabulary", &vocabulary) &&
           member_number(values, "mlp_ratio", &ratio)))
         return 0;
     const uint64_t most = 1 << 16;
-    if (width > most || layers > TSM_MOST_LAYERS || heads > most || key_width > most || value_width > most ||
+    if (width > most || layers > TSM_MOST_LAYERS || heads > most || value_width > most ||
         taps > most || vocabulary != 256 || !(ratio > 0 && ratio * (double)width < 1 << 20))
         return 0;
     int eight = member_is(metadata, "quantization", "\"int8\"");
@@ -188,7 +188,8 @@ static int read_spec(json metadata, tsm_spec *spec) {
     spec->taps = (uint32_t)taps;
     spec->bits = eight ? 8 : 4;
     spec->heads = (uint32_t)heads;
-    spec->key_width = (uint32_t)key_width;
+    if (member_whole(values, "key_width", &key_width) && key_width <= most)
+        spec->key_width = (uint32_t)key_width;
     if (!read_mixers(values, spec)) return 0;
     const int beams = addressed_layers(spec) < spec->layers;
     return tsm_offset_count(spec) > 0 && (!beams || (member_is(values, "coupling", "true") &&
@@ -240,7 +241,7 @@ int tsm_open(const void *file, size_t file_bytes, int trusted, int simd, uint32_
     if (check_sealed(file, file_bytes, trusted, &metadata, message)) return TSM_ARTIFACT;
     if (!read_spec(metadata, &spec))
         return failed(TSM_UNSUPPORTED, message,
-                      "a model that the C engine does not compute, wanted beam splitters in int8 or int4");
+                      "a model that the C engine does not compute, wanted the mixers beam or addressed without rotation, in int8 or int4");
     size_t count = tsm_offset_count(&spec);
     uint64_t *offsets = calloc(count, sizeof *offsets);
     if (!offsets) return failed(TSM_MEMORY, message, "no memory for the model");

@@ -106,7 +106,7 @@ struct tsm_model {
     kernels kernels;
     int simd;
     float *x, *normal, *shifted, *read, *inner; /* BLOCK rows each; inner: a mixer's, then an MLP's */
-    float *mixed; /* queries, keys and values of one token */
+    float *qkv; /* queries, keys and values of one token, of all heads */
     int8_t *codes;
     worker workers[MOST_THREADS]; /* the first is the caller's thread */
     uint32_t threads;
@@ -125,7 +125,7 @@ struct tsm_model {
 /* Arithmetic */
 
 /* LANES values at once, of which each compiler makes what its target has; and the same at any
- * address. Of sums alone: other loops are plain, for GCC takes vectors wider than its target's
+ * address. Of sums and products alone: other loops are plain, for GCC takes vectors wider than its target's
  * apart, value by value, where they are compared or converted. */
 typedef float wide __attribute__((vector_size(4 * LANES)));
 typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -1014,7 +1014,7 @@ static uint32_t addressed_layers(const tsm_spec *s) {
 }
 
 /* Queries, keys and values of all heads. */
-static uint32_t projected_of(const tsm_spec *s) { return 2 * s->heads * s->key_width + s->channels; }
+static uint32_t qkv_width(const tsm_spec *s) { return 2 * s->heads * s->key_width + s->channels; }
 
 static int runs_addressed(const tsm_spec *s, uint32_t most) {
     uint32_t layers = addressed_layers(s);
@@ -1042,10 +1042,12 @@ size_t tsm_offset_count(const tsm_spec *s) {
 }
 
 size_t tsm_state_values(const tsm_spec *s, size_t parts[TSM_STATE_PARTS]) {
-    const size_t addressed = addressed_layers(s), beams = s->layers - addressed, before = s->taps - 1;
+    const int known = runs(s); /* of another spec all are 0 */
+    const size_t addressed = known ? addressed_layers(s) : 0, beams = known ? s->layers - addressed : 0;
+    const size_t before = s->taps - 1;
     const size_t values[TSM_STATE_PARTS] = {addressed * s->key_width * s->channels, beams * s->channels,
                                             beams * before * s->width,
-                                            addressed * before * projected_of(s)};
+                                            addressed * before * qkv_width(s)};
     size_t sum = 0;
     for (int i = 0; i < TSM_STATE_PARTS; i++) {
         if (parts) parts[i] = values[i];
@@ -1076,7 +1078,7 @@ static const float *take_floats(reader *r, size_t count) {
 
 static matrix take_matrix(reader *r, uint32_t out, uint32_t in, uint32_t bits) {
     matrix m = {NULL, NULL, out, in, bits};
-    m.codes = take(r, (size_t)out * in * bits / 8, 1);
+    m.codes = take(r, (size_t)out * (in * bits / 8), 1); /* at most 2^30 */
     m.scales = take_floats(r, out);
     return m;
 }
@@ -1211,11 +1213,11 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->layers = calloc(s.layers, sizeof *m->layers);
     if (!m->layers) goto failed;
     m->embed = take_floats(&r, (size_t)s.vocabulary * s.width);
-    uint32_t inner = 0; /* the widest of what is between a mixer's products */
+    uint32_t widest_in = 0; /* rows of a mixer's first product */
     for (uint32_t l = 0; l < s.layers; l++) {
         layer *own = &m->layers[l];
         const int addressed = s.mixers[l] == TSM_ADDRESSED;
-        const uint32_t convolved = addressed ? projected_of(&s) : s.width;
+        const uint32_t convolved = addressed ? qkv_width(&s) : s.width;
         const uint32_t in = addressed ? convolved + s.channels : 3 * s.channels; /* and a gate */
         for (uint32_t tap = 0; tap < s.taps; tap++) own->taps[tap] = take_floats(&r, convolved);
         if (addressed) {
@@ -1225,7 +1227,7 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
         own->radius = take_floats(&r, addressed ? s.heads : s.channels);
         if (addressed) own->decay = take_floats(&r, s.heads);
         own->in = take_matrix(&r, in, s.width, s.bits);
-        inner = in > inner ? in : inner;
+        widest_in = in > widest_in ? in : widest_in;
         own->back = take_matrix(&r, s.width, s.channels, s.bits);
         own->up = take_matrix(&r, s.mlp_width, s.width, s.bits);
         own->down = take_matrix(&r, s.width, s.mlp_width, s.bits);
@@ -1239,11 +1241,11 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     m->x = calloc((size_t)BLOCK * s.width, 4);
     m->normal = calloc((size_t)(BLOCK + s.taps - 1) * s.width, 4);
     m->shifted = calloc((size_t)BLOCK * s.width, 4);
-    m->inner = calloc((size_t)BLOCK * (s.mlp_width > inner ? s.mlp_width : inner), 4);
-    m->mixed = calloc(inner, 4);
+    m->inner = calloc((size_t)BLOCK * (s.mlp_width > widest_in ? s.mlp_width : widest_in), 4);
+    m->qkv = calloc(addressed_layers(&s) ? qkv_width(&s) : 1, 4);
     m->read = calloc((size_t)BLOCK * s.channels, 4);
     m->codes = calloc((size_t)BLOCK * widest, 1);
-    if (m->x && m->normal && m->shifted && m->inner && m->mixed && m->read && m->codes &&
+    if (m->x && m->normal && m->shifted && m->inner && m->qkv && m->read && m->codes &&
         start(m, threads, widest))
         return m;
 failed:
@@ -1267,7 +1269,7 @@ void tsm_free(tsm_model *m) {
     free(m->normal);
     free(m->shifted);
     free(m->inner);
-    free(m->mixed);
+    free(m->qkv);
     free(m->read);
     free(m->codes);
     free(m);
@@ -1354,8 +1356,8 @@ static void mix_addressed(tsm_model *m, const layer *own, float *memory, float *
                           uint32_t count) {
     const tsm_spec *s = &m->spec;
     const uint32_t width = s->width, before = s->taps - 1, keys = s->key_width, heads = s->heads;
-    const uint32_t values = s->channels / heads, inner = projected_of(s), row = inner + s->channels;
-    float *mixed = m->mixed;
+    const uint32_t values = s->channels / heads, qkv = qkv_width(s), row = qkv + s->channels;
+    float *own_qkv = m->qkv;
     for (uint32_t t = 0; t < count; t++)
         normalise(m->x + (size_t)t * width, m->normal + (size_t)t * width, width);
     project(m, &own->in, m->normal, count, m->inner);
@@ -1363,14 +1365,14 @@ static void mix_addressed(tsm_model *m, const layer *own, float *memory, float *
         const float *normal = m->normal + (size_t)t * width;
         float *read = m->read + (size_t)t * s->channels;
         const uint32_t old = before > t ? before - t : 0; /* taps on what was projected before */
-        memset(mixed, 0, inner * sizeof *mixed);
-        convolve(own->taps, projected + (size_t)(before - old) * inner, inner, old, inner, mixed);
-        convolve(own->taps + old, m->inner + (size_t)(t + old - before) * row, row, s->taps - old, inner,
-                 mixed);
-        silu(mixed, inner);
+        memset(own_qkv, 0, qkv * sizeof *own_qkv);
+        convolve(own->taps, projected + (size_t)(before - old) * qkv, qkv, old, qkv, own_qkv);
+        convolve(own->taps + old, m->inner + (size_t)(t + old - before) * row, row, s->taps - old, qkv,
+                 own_qkv);
+        silu(own_qkv, qkv);
         for (uint32_t h = 0; h < heads; h++) {
-            float *query = mixed + (size_t)h * keys, *key = query + (size_t)heads * keys;
-            const float *value = mixed + 2 * (size_t)heads * keys + (size_t)h * values;
+            float *query = own_qkv + (size_t)h * keys, *key = query + (size_t)heads * keys;
+            const float *value = own_qkv + 2 * (size_t)heads * keys + (size_t)h * values;
             float raw[ANGLES], *out = read + (size_t)h * values;
             for (uint32_t i = 0; i < ANGLES; i++)
                 raw[i] = dot(own->encoder + (size_t)(i * heads + h) * width, normal, width);
@@ -1385,12 +1387,12 @@ static void mix_addressed(tsm_model *m, const layer *own, float *memory, float *
             address(memory + (size_t)h * keys * values, query, key, value, keys, values, &a, out);
             normalise(out, out, values);
         }
-        gate(read, m->inner + (size_t)t * row + inner, s->channels);
+        gate(read, m->inner + (size_t)t * row + qkv, s->channels);
     }
     for (uint32_t i = 0; i < before; i++) { /* what the convolution still reaches */
-        const float *from = i + count < before ? projected + (size_t)(i + count) * inner
+        const float *from = i + count < before ? projected + (size_t)(i + count) * qkv
                                                : m->inner + (size_t)(i + count - before) * row;
-        memcpy(projected + (size_t)i * inner, from, inner * sizeof *from);
+        memcpy(projected + (size_t)i * qkv, from, qkv * sizeof *from);
     }
     project(m, &own->back, m->read, count, m->shifted);
     add(m->x, m->shifted, (size_t)count * width);
@@ -1460,7 +1462,7 @@ int tsm_read(tsm_model *m, float *state, const uint8_t *tokens, size_t count, fl
             if (s->mixers[l] == TSM_ADDRESSED) {
                 mix_addressed(m, &m->layers[l], memory, projected, block);
                 memory += (size_t)s->key_width * s->channels;
-                projected += before * projected_of(s);
+                projected += before * qkv_width(s);
             } else {
                 mix(m, &m->layers[l], channels, history, block);
                 channels += s->channels;

@@ -64,7 +64,9 @@ int tsm_open_file(const char *path, int simd, uint32_t threads, tsm_model **mode
 void tsm_free(tsm_model *model); /* after its texts */
 
 /* Widths in numbers of values, as in training/spec.py; vocabulary, width and mlp_width are
- * 16 at least, channels a multiple of 16, of addressed splitters 16 heads, width and mlp_width of 8. */
+ * 16 at least, channels a multiple of 16, width and mlp_width of 8. Of addressed splitters channels
+ * are a multiple of 16 heads, heads * key_width is 2^14 at most, and the memories of all layers,
+ * key_width * channels each, 2^24. */
 enum { TSM_BEAM, TSM_ADDRESSED, TSM_MOST_LAYERS = 256 };
 typedef struct {
     uint32_t vocabulary, width, layers, channels, mlp_width, taps;
@@ -81,7 +83,7 @@ const char *tsm_metadata(const tsm_model *model, size_t *bytes);
 
 typedef struct tsm_stream tsm_stream;
 
-/* docs/generation.md says what each does. */
+/* docs/generate.md says what each does. */
 typedef struct {
     double temperature, typical_p, top_p, min_p;
     double repetition_penalty, presence_penalty, frequency_penalty;

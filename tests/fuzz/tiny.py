@@ -20,7 +20,7 @@ METADATA_AT = 1 << 15  # after the weights and nothing
 
 def tiny_artifact(bits: int = 8, width: int = 16, channels: int = 32, taps: int = 3) -> bytes:
     """Of two layers, the second an addressed splitter."""
-    heads, key_width = channels // 16, 4
+    heads, key_width = channels // 16, 3
     projected = 2 * heads * key_width + channels
     numbers, data, offsets = random.Random(bits), bytearray(b"\0" * 16), {}
 
