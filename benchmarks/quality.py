@@ -82,8 +82,12 @@ TRAININGS: dict[str, dict[str, Any]] = {
 # Whether the order of the nearest systems is dropout's doing; their best rates are the TSM's.
 NO_DROPOUT = {f"{name}, no dropout": SYSTEMS[name] for name in ("minGRU", "attention")}
 TRAININGS |= dict.fromkeys(NO_DROPOUT, {"dropout": 0.0})
-NO_DROPOUT["minGRU, no dropout, short convolution from random"] = SYSTEMS["minGRU"]
-TRAININGS["minGRU, no dropout, short convolution from random"] = {"dropout": 0.0, "short_std": 0.3}
+for name, spec in (
+    ("minGRU", SYSTEMS["minGRU"]),
+    ("one addressed layer", ABLATIONS["one addressed layer"]),
+):
+    started = f"{name}, no dropout, short convolution from random"
+    NO_DROPOUT[started], TRAININGS[started] = spec, {"dropout": 0.0, "short_std": 0.3}
 # enwik8's first 10 MB in windows of 1,024, the loss that of the 500 KB after them.
 ENWIK8 = {
     f"enwik8: {name}": {TSM: BASE, **ABLATIONS}[name]
