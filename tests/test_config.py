@@ -56,9 +56,9 @@ def test_presets_run_in_the_c_engine(name, parameters):
 
 
 def test_the_shape_of_an_addressed_memory_is_one_that_the_c_engine_computes():
-    spec = spec_of(TrainConfig(preset="memory", width=128, channels=240))
-    assert spec.value_width == 48 and computes(spec.to_dict(), "int4")
-    with pytest.raises(RunError, match="--channels 200: wanted a multiple of 80"):
+    spec = spec_of(TrainConfig(preset="memory", width=128, channels=320))
+    assert spec.value_width == 32 and computes(spec.to_dict(), "int4")
+    with pytest.raises(RunError, match="--channels 200: wanted a multiple of 160"):
         spec_of(TrainConfig(preset="memory", channels=200))
 
 

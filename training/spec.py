@@ -161,9 +161,9 @@ PRESETS = {
     # Of equal size, one layer an addressed memory: for texts whose names and facts come again.
     "memory": ModelSpec(
         mixer="beam,beam,beam,addressed,beam,beam",
-        heads=5,
-        key_width=64,
-        value_width=128,
+        heads=10,
+        key_width=32,
+        value_width=64,
         mlp_ratio=4.25,
         switches={"rotation": False},
     ),
