@@ -152,7 +152,7 @@ def _summary(losses: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
             "- **Generation** takes the same time and memory at any position. At 4,000 attention "
             f"keeps {state:,.0f} times the state.",
             "- **Recall**: attention is better within its window, the TSM beyond it; an addressed "
-            "memory, trained for it, at any distance.",
+            "memory, trained for it, up to 16,384 bytes.",
         ]
     )
 
