@@ -288,14 +288,14 @@ def of_every_byte(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def of_answers(results: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[int, float]]:
-    """Of the runs whose answers alone counted, by task, mixer, width, heads, steps and window: the
-    share of whole answers that are right, by distance; means over the seeds, at the best learning
+    """Of the runs whose answers alone counted, by task, mixer, width, steps and window: the share
+    of whole answers that are right, by distance; means over the seeds, at the best learning
     rate."""
     groups: dict[tuple[Any, ...], dict[float, list[dict[str, Any]]]] = {}
     for r in results:
         if r.get("counted") == ANSWERS:
             spec, config = r["spec"], r["config"]
-            key = r["task"], r["mixer"], spec["width"], spec["heads"]
+            key = r["task"], r["mixer"], spec["width"]
             rates = groups.setdefault((*key, config["steps"], config["window"]), {})
             rates.setdefault(config["adam_learning_rate"], []).append(r)
     found = {}
@@ -312,7 +312,7 @@ def answers_table(results: list[dict[str, Any]]) -> str:
     """`of_answers` in Markdown."""
     groups = of_answers(results)
     distances = sorted({distance for shares in groups.values() for distance in shares})
-    names = ["task", "mixer", "width", "heads", "steps", "window", *map(str, distances)]
+    names = ["task", "mixer", "width", "steps", "window", *map(str, distances)]
     lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
     for key, shares in groups.items():
         cells = [f"{shares[d]:.2f}" if d in shares else "" for d in distances]

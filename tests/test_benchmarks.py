@@ -113,7 +113,7 @@ def test_recall_whose_answers_alone_count_is_small_and_has_a_table_of_its_own(
     assert recall.main() == 0 and len(read(out)) == 1  # it is there
     assert recall.of_every_byte([result]) == []
     (row,) = result["rows"]
-    wanted = f"| mqar-4 | mingru | 32 | 1 | 2 | 64 | {row['accuracy']:.2f} |"
+    wanted = f"| mqar-4 | mingru | 32 | 2 | 64 | {row['accuracy']:.2f} |"
     assert wanted in recall.answers_table([result])
 
 
