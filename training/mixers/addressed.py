@@ -6,8 +6,9 @@
 
 The splitter turns what is held and the value into cos(rho) T m + sin(rho) value; all modes beside
 the key's stay, but for the slow decay a < 1, which bounds |S|. The delta rule (Yang et al., 2024,
-arXiv 2406.06484) has 1 - beta and beta in place of cos(rho) T and sin(rho). With `rotation` T = poincare(delta, chi), and S is complex;
-without, T = cos(delta), from -1 to 1: a mode can change its sign, which counting modulo two wants.
+arXiv 2406.06484) has 1 - beta and beta in place of cos(rho) T and sin(rho). With `rotation` T =
+poincare(delta, chi), and S is complex; without, T = cos(delta), from -1 to 1: a mode can change its
+sign, which counting modulo two wants.
 
 delta, chi, rho and a are the encoder's, by head and token. Keys and queries have length 1; a short
 convolution over k tokens makes them, and the values.
