@@ -48,7 +48,7 @@ def test_fine_tuning_is_short_and_gentle_and_keeps_the_shape():
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("tiny", 0.27), ("small", 1.05), ("medium", 3.16), ("shakespeare", 13.63), ("memory", 13.63)],
+    [("tiny", 0.27), ("small", 1.05), ("medium", 3.16), ("shakespeare", 13.63), ("memory", 13.64)],
 )
 def test_presets_run_in_the_c_engine(name, parameters):
     assert parameter_count(PRESETS[name]) / 1e6 == pytest.approx(parameters, abs=0.01)
