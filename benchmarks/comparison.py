@@ -67,7 +67,7 @@ def page(
             f"`python benchmarks/quality.py`; {_where(losses)}",
             quality.table(losses, quality.SYSTEMS),
             "### What the TSM is made of",
-            "One thing changed, at equal parameters. Each part of the TSM helps.",
+            "One thing changed, at equal parameters.",
             quality.table(losses, ["TSM", *quality.ABLATIONS, quality.MATRIX_TSM]),
             "### On enwik8",
             "The first 10 MB in windows of 1,024, 800 steps; the loss of the 500 KB after them.",

@@ -298,7 +298,7 @@ def test_what_comes_again_is_found_by_its_distance(monkeypatch):
     before, between = (random.integers(0, 256, n).astype(np.uint8) for n in (80, 260))
     learned = np.concatenate([before, known])
     data = np.concatenate([near, far, known, near, known, between, far])
-    stretches = 40 - evaluate.REPEATED + 1
+    ngrams = 40 - evaluate.NGRAM + 1
 
     def knows_the_first(tokens: np.ndarray, state: object) -> tuple[np.ndarray, object]:
         """Right wherever the first forty bytes stand."""
@@ -310,9 +310,9 @@ def test_what_comes_again_is_found_by_its_distance(monkeypatch):
 
     found = evaluate.repeats(knows_the_first, data, learned)["repeats"]
     assert [(row["distance"], row["count"]) for row in found] == [
-        (0, 2 * stretches),
-        (256, stretches),
-        (1000, stretches),
+        (0, 2 * ngrams),
+        (256, ngrams),
+        (1000, ngrams),
     ]
     assert [round(row["accuracy"], 1) for row in found] == [0.5, 1.0, 0.0]
     wanted = [math.log(256) / 2, 0, math.log(256)]

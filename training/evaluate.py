@@ -17,9 +17,9 @@ they show whether a long stream harms, and do not measure what long new context 
 --against REFERENCE: what the model loses to another, its own unquantized weights above all, in one
 stream with the state of each carried along: the difference in loss and the divergence of the
 predictions, by how many bytes have been read.
---repeats: the loss, and the part of the bytes that are likeliest, where 9 bytes stood before in the
-same text and nowhere in the part that was learned from, by the distance to the last time, in one
-stream; at distance 0, where they stand for the first time.
+--repeats: loss and accuracy of the last byte of 9-grams that stood before in the same text and
+nowhere in the training part, by the distance to the last time, in one stream; at distance 0, where
+they stand for the first time.
 --task: a recall task of training/tasks.py, by distance; every example starts without context. An
 example is right if each byte of its answer is the likeliest, the true ones before it given.
 A .tflite or .onnx is run by the device's own engine, byte for byte what a user gets.
@@ -60,9 +60,9 @@ PIECE = 10_000  # bytes that a stream meets again and again
 MEETINGS = (10_000, 100_000, 1_000_000)  # bytes read, about, where the piece is scored
 LONGEST_STREAM = 1 << 20  # bytes: the first length that holds a meeting at 1M of Tiny Shakespeare
 CARRIED = (1_000, 10_000, 100_000)  # bytes read, between which two models are compared
-REPEATED = 9  # bytes: eight, and the one that came after them
+NGRAM = 9  # bytes: eight, and the one that came after them
 REPEATS = (256, 1_000, 10_000, 100_000)  # bytes since the last time, the bounds of the rows
-SEARCHED = 1 << 22  # bytes of the part that was learned from, at a time
+SEARCHED = 1 << 22  # bytes of the training part, at a time
 DISTANCES = (16, 64, 256, 1024)  # bytes
 EXAMPLES = 50  # of each distance
 
@@ -186,28 +186,28 @@ def against(score: Scorer, reference: Scorer, data: np.ndarray) -> dict[str, Any
     return {"bytes": len(tokens), "against": rows}
 
 
-def repeats(score: Scorer, data: np.ndarray, learned: Text) -> dict[str, Any]:
-    """By distance, of `data` in one stream: how many bytes end a stretch of REPEATED that stood
-    there before and nowhere in `learned`, their loss, and the part of them that are likeliest.
-    Distance 0: where such stretches stand for the first time."""
+def repeats(score: Scorer, data: np.ndarray, train: Text) -> dict[str, Any]:
+    """By distance, of `data` in one stream: how many n-grams stood there before and nowhere in
+    `train`, and the loss and accuracy of their last bytes. Distance 0: where they stand for the
+    first time."""
     tokens = np.asarray(data).astype(np.int64)
-    unique, inverse = np.unique(_stretches(data), return_inverse=True)
-    is_learned = np.zeros(len(unique), bool)
-    for start in range(0, len(learned), SEARCHED):
-        piece = np.asarray(learned[start : start + SEARCHED + REPEATED - 1])
-        is_learned |= np.isin(unique, _stretches(piece))
-    order = np.argsort(inverse, kind="stable")  # equal stretches side by side, as they stand
+    unique, inverse = np.unique(_ngram_hashes(data), return_inverse=True)
+    in_train = np.zeros(len(unique), bool)
+    for start in range(0, len(train), SEARCHED):
+        piece = np.asarray(train[start : start + SEARCHED + NGRAM - 1])
+        in_train |= np.isin(unique, _ngram_hashes(piece))
+    order = np.argsort(inverse, kind="stable")  # equal n-grams side by side, as they stand
     again = np.diff(inverse[order]) == 0
-    distance = np.full(len(inverse), -1)  # of a stretch that stands once
+    distance = np.full(len(inverse), -1)  # of an n-gram that stands once
     distance[order[:-1][again]] = 0
     distance[order[1:][again]] = np.diff(order)[again]
-    distance[is_learned[inverse]] = -1
+    distance[in_train[inverse]] = -1
     nats, right = [], []
     for start, logits in _carried(score, tokens, "repeats"):
         targets = tokens[start + 1 : start + 1 + len(logits)]
         nats.append(losses(logits, targets))
         right.append(logits.argmax(axis=-1) == targets)
-    ends = slice(REPEATED - 2, None)  # the first target is the second byte
+    ends = slice(NGRAM - 2, None)  # the first target is the second byte
     all_nats, all_right = np.concatenate(nats)[ends], np.concatenate(right)[ends]
     rows = []
     for low, high in itertools.pairwise((-1, 0, *REPEATS, len(tokens))):
@@ -219,10 +219,10 @@ def repeats(score: Scorer, data: np.ndarray, learned: Text) -> dict[str, Any]:
     return {"bytes": len(tokens), "repeats": rows}
 
 
-def _stretches(data: np.ndarray) -> np.ndarray:
-    """A hash of each REPEATED bytes that follow each other, (len(data) - REPEATED + 1,) uint64."""
-    count, found = max(0, len(data) - REPEATED + 1), np.uint64(0)
-    for i in range(REPEATED):  # a polynomial modulo 2^64
+def _ngram_hashes(data: np.ndarray) -> np.ndarray:
+    """A hash of each NGRAM bytes that follow each other, (len(data) - NGRAM + 1,) uint64."""
+    count, found = max(0, len(data) - NGRAM + 1), np.uint64(0)
+    for i in range(NGRAM):  # a polynomial modulo 2^64
         found = found * np.uint64(0x9E3779B97F4A7C15) + data[i : i + count].astype(np.uint64)
     return np.broadcast_to(found, count)
 

@@ -88,7 +88,7 @@ static int is_following(int byte) { return byte >= 0x80 && byte < 0xc0; }
 /* Places */
 
 static float *probabilities(const tsm_completer *c, place *p) {
-    return p->memory + memory_of(&c->model->spec) - VOCABULARY;
+    return p->memory + memory_of(c->model) - VOCABULARY;
 }
 
 /* Up to HISTORY bytes before a place, which end at the returned address, until the next call. */
@@ -139,8 +139,7 @@ static void free_places(place *p) {
  * text begins. */
 static int read_on(tsm_completer *c, place *from, const uint8_t *bytes, size_t count, size_t at,
                    place **found, char *message) {
-    const tsm_spec *spec = &c->model->spec;
-    size_t size = sizeof **found + memory_of(spec) * sizeof(float);
+    size_t size = sizeof **found + memory_of(c->model) * sizeof(float);
     for (place *own = from && count == 1 ? from->further : NULL; own; own = own->next)
         if (own->byte == *bytes) return *found = own, 0;
     place *own = calloc(1, size);

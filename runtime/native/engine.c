@@ -105,6 +105,7 @@ struct tsm_model {
     matrix head;
     kernels kernels;
     int simd;
+    size_t state_parts[TSM_STATE_PARTS], state_values; /* as tsm_state_values */
     float *x, *normal, *shifted, *read, *inner; /* BLOCK rows each; inner: a mixer's, then an MLP's */
     float *qkv; /* queries, keys and values of one token, of all heads */
     int8_t *codes;
@@ -125,8 +126,8 @@ struct tsm_model {
 /* Arithmetic */
 
 /* LANES values at once, of which each compiler makes what its target has; and the same at any
- * address. Of sums and products alone: other loops are plain, for GCC takes vectors wider than its target's
- * apart, value by value, where they are compared or converted. */
+ * address. Of sums and products alone: other loops are plain, for GCC takes vectors wider than its
+ * target's apart, value by value, where they are compared or converted. */
 typedef float wide __attribute__((vector_size(4 * LANES)));
 typedef float wide_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t int_at __attribute__((may_alias));
@@ -228,7 +229,8 @@ WIDE static void normalise(const float *x, float *y, uint32_t n) {
 
 /* x over its length. */
 WIDE static void unit_length(float *x, uint32_t n) {
-    float scale = 1 / sqrtf((dot(x, x, n) / (float)n + 1e-6f) * (float)n);
+    const float scale = 1 / sqrtf((float)n);
+    normalise(x, x, n);
     for (uint32_t i = 0; i < n; i++) x[i] *= scale;
 }
 
@@ -1206,6 +1208,7 @@ tsm_model *tsm_new(const tsm_spec *spec, const uint8_t *file, size_t file_bytes,
     tsm_model *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     m->spec = s;
+    m->state_values = tsm_state_values(&s, m->state_parts);
 #ifdef THREADS
     pthread_mutex_init(&m->mutex, NULL);
     pthread_cond_init(&m->begun, NULL);
@@ -1447,8 +1450,7 @@ int tsm_read(tsm_model *m, float *state, const uint8_t *tokens, size_t count, fl
              int every) {
     const tsm_spec *s = &m->spec;
     const size_t before = s->taps - 1;
-    size_t parts[TSM_STATE_PARTS];
-    tsm_state_values(s, parts);
+    const size_t *parts = m->state_parts;
     for (size_t i = 0; i < count; i++)
         if (tokens[i] >= s->vocabulary) return TSM_BAD_TOKEN;
     while (count) {

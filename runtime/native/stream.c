@@ -102,9 +102,9 @@ static void use_sampling(tsm_stream *s, const tsm_sampling *sampling) {
 
 /* A stream */
 
-static size_t memory_of(const tsm_spec *s) { return tsm_state_values(s, NULL) + VOCABULARY; }
+static size_t memory_of(const tsm_model *m) { return m->state_values + VOCABULARY; }
 static float *logits_in(const tsm_stream *s, float *memory) {
-    return memory + memory_of(&s->model->spec) - VOCABULARY;
+    return memory + memory_of(s->model) - VOCABULARY;
 }
 
 void tsm_stream_free(tsm_stream *s) {
@@ -136,7 +136,7 @@ int tsm_stream_new(tsm_model *model, const tsm_sampling *sampling, uint32_t rewi
     s->rewind = rewind_bytes;
     s->finish = TSM_LENGTH;
     s->text_room = 2 * (SAVED + 3 * SNAPSHOT + (size_t)rewind_bytes);
-    s->memory = calloc(memory_of(&model->spec), sizeof *s->memory);
+    s->memory = calloc(memory_of(model), sizeof *s->memory);
     s->text = malloc(s->text_room);
     s->drawn = malloc(s->text_room);
     s->snapshot_room = rewind_bytes / SNAPSHOT + 2 + (rewind_bytes < SNAPSHOT ? rewind_bytes : SNAPSHOT) / FINE;
@@ -196,7 +196,7 @@ static void drop_snapshot(tsm_stream *s, uint32_t i) {
 /* A snapshot before the byte at `position`, where the last one is FINE bytes back; of those before the last
  * SNAPSHOT bytes, the first in each SNAPSHOT bytes stays. 0: no memory. */
 static int keep_snapshot(tsm_stream *s, uint64_t position) {
-    size_t memory = memory_of(&s->model->spec) * sizeof(float);
+    size_t memory = memory_of(s->model) * sizeof(float);
     const snapshot *kept = s->snapshots;
     if (!s->rewind) return 1;
     if (s->snapshot_count && position < kept[s->snapshot_count - 1].position + FINE) return 1;
@@ -451,7 +451,7 @@ int tsm_fork(const tsm_stream *s, tsm_stream **stream, char *message) {
     int status = tsm_stream_new(s->model, &s->sampling, s->rewind, stream, message);
     if (status) return status;
     tsm_stream *other = *stream;
-    size_t memory = memory_of(&s->model->spec) * sizeof(float);
+    size_t memory = memory_of(s->model) * sizeof(float);
     memcpy(other->memory, s->memory, memory);
     memcpy(other->text, s->text, s->text_bytes);
     memcpy(other->drawn, s->drawn, s->text_bytes);
@@ -485,7 +485,7 @@ int tsm_rewind(tsm_stream *s, uint64_t count, char *message) {
     size_t goal = s->text_bytes - (size_t)count; /* in the text that is kept */
     size_t again = (size_t)(s->position - count - earlier->position);
     for (size_t j = goal; j < s->text_bytes; j++) s->draws -= s->drawn[j];
-    memcpy(s->memory, earlier->memory, memory_of(&s->model->spec) * sizeof(float));
+    memcpy(s->memory, earlier->memory, memory_of(s->model) * sizeof(float));
     s->snapshot_count = i;
     s->text_bytes = goal;
     s->position -= count;
@@ -535,12 +535,11 @@ static const char *sha256_of(const tsm_model *m) { return m->metadata + SHA_AT; 
 
 /* Its parts' lengths: text, grammar's text, logits and, of a state, what the model has. Returns how many. */
 static int parts_of(const tsm_stream *s, size_t lengths[MOST_PARTS]) {
-    size_t values[TSM_STATE_PARTS];
+    const size_t *values = s->model->state_parts;
     int count = 3;
     lengths[0] = s->text_bytes < SAVED ? s->text_bytes : SAVED;
     lengths[1] = 0;
     lengths[2] = VOCABULARY * sizeof(float);
-    tsm_state_values(&s->model->spec, values);
     for (int i = 0; i < TSM_STATE_PARTS; i++)
         if (values[i]) lengths[count++] = values[i] * sizeof(float);
     return s->position ? count : 2;
@@ -598,7 +597,7 @@ size_t tsm_save(const tsm_stream *s, uint8_t *out, size_t room) {
     next += lengths[0];
     if (parts > 2) {
         memcpy(next, logits_in(s, s->memory), lengths[2]);
-        memcpy(next + lengths[2], s->memory, tsm_state_values(&s->model->spec, NULL) * sizeof(float));
+        memcpy(next + lengths[2], s->memory, s->model->state_values * sizeof(float));
     }
     put32(out + 12, crc32_of(out + 16, needed - 16));
     return needed;
@@ -686,7 +685,7 @@ int tsm_restore(tsm_model *model, const void *state, size_t bytes, uint32_t rewi
     part += s->text_bytes;
     if (parts > 2) {
         memcpy(logits_in(s, s->memory), part, wanted[2]);
-        memcpy(s->memory, part + wanted[2], tsm_state_values(&model->spec, NULL) * sizeof(float));
+        memcpy(s->memory, part + wanted[2], model->state_values * sizeof(float));
         if (!all_finite(logits_in(s, s->memory), VOCABULARY)) {
             tsm_stream_free(s);
             *stream = NULL;
